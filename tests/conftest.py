@@ -1,8 +1,14 @@
 """Fixtures every test may use."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -14,3 +20,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/data is not there")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Profiles and caches of the tests live in a folder of their own, not in the user's."""
+    previous = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if previous is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = previous
+
+
+@pytest.fixture(scope="session")
+def demo_engine() -> Iterator["Engine"]:
+    """The built-in model, loaded once."""
+    from runtime.engine import Engine
+    from runtime.models import DEMO_MODEL
+
+    with Engine(DEMO_MODEL, threads=1) as engine:
+        yield engine

@@ -1,0 +1,110 @@
+"""Speed of a model here: prompt and generation apart, repeated, with the columns of llama-bench.
+
+Knows nothing of the terminal. A test is `ppN` (a prompt of N tokens is read), `tgN` (N tokens are generated one by
+one), each after `depth` tokens of context; random token ids, so that no text decides the figures.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offload.errors import RequestError
+from runtime.engine import Engine
+from runtime.executor.base import Step
+
+
+@dataclass(frozen=True, slots=True)
+class BenchTest:
+    """One line of the table: a prompt of `prompt_tokens`, or `generated_tokens` one by one, after `depth` tokens."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """As llama-bench names it."""
+        test = f"pp{self.prompt_tokens}" if self.prompt_tokens else f"tg{self.generated_tokens}"
+        return f"{test} @ d{self.depth}" if self.depth else test
+
+    @property
+    def rows(self) -> int:
+        """KV rows that the test fills."""
+        return self.depth + self.prompt_tokens + self.generated_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """Tokens a second of every repetition of a test."""
+
+    test: BenchTest
+    tokens_per_s: tuple[float, ...]
+
+    @property
+    def average(self) -> float:
+        """Mean over the repetitions."""
+        return statistics.fmean(self.tokens_per_s)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation; 0 for a single repetition."""
+        return statistics.stdev(self.tokens_per_s) if len(self.tokens_per_s) > 1 else 0.0
+
+
+def measure(
+    engine: Engine, test: BenchTest, *, repetitions: int, on_repetition: Callable[[int, int], None]
+) -> BenchResult:
+    """Run a test once to warm up and then `repetitions` times."""
+    if test.rows > engine.context_tokens:
+        raise RequestError(
+            f"{test.name} needs {test.rows} tokens of context; the plan reserves {engine.context_tokens}",
+            hint=f"give -c {test.rows}",
+        )
+    ids = np.random.default_rng(1).integers(0, engine.tokenizer.vocab_size, test.rows).tolist()
+    rates = []
+    for repetition in range(repetitions + 1):
+        seconds = _seconds(engine, test, ids)
+        if repetition:
+            rates.append((test.prompt_tokens + test.generated_tokens) / seconds)
+        on_repetition(repetition, repetitions)
+    return BenchResult(test, tuple(rates))
+
+
+def as_row(engine: Engine, result: BenchResult) -> dict[str, Any]:
+    """The result with llama-bench's column names."""
+    plan = engine.plan
+    return {
+        "model_filename": plan.model.path,
+        "model_type": plan.model.architecture,
+        "model_size": plan.model.byte_size,
+        "model_n_params": plan.model.num_parameters,
+        "backend": f"strata {plan.settings.loop}",
+        "n_threads": plan.settings.threads,
+        "n_prompt": result.test.prompt_tokens,
+        "n_gen": result.test.generated_tokens,
+        "n_depth": result.test.depth,
+        "test": result.test.name,
+        "avg_ts": result.average,
+        "stddev_ts": result.deviation,
+        "samples_ts": list(result.tokens_per_s),
+    }
+
+
+def _seconds(engine: Engine, test: BenchTest, ids: list[int]) -> float:
+    """Wall-clock of the test's own tokens, the depth before them not counted."""
+    kv = engine.executor.new_kv(test.rows)
+    chunk = engine.plan.settings.prefill_chunk_tokens
+    for start in range(0, test.depth, chunk):
+        engine.executor.forward([Step(ids[start : min(start + chunk, test.depth)], kv)], logits="none")
+    started = time.perf_counter()
+    for start in range(test.depth, test.depth + test.prompt_tokens, chunk):
+        end = min(start + chunk, test.depth + test.prompt_tokens)
+        last = end == test.depth + test.prompt_tokens
+        engine.executor.forward([Step(ids[start:end], kv)], logits="last" if last else "none")
+    for position in range(test.depth + test.prompt_tokens, test.rows):
+        engine.executor.forward([Step([ids[position]], kv)])
+    return time.perf_counter() - started

@@ -1,0 +1,80 @@
+"""`strata bench`: prompt and generation speed, with llama-bench's options, columns and output forms."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from offload.errors import RequestError
+from planner.budget import format_size
+from runtime.cli.console import progress, write_json, write_text
+from runtime.cli.groups import grouped
+from runtime.cli.options import LaunchOptions
+
+
+class Output(StrEnum):
+    """Forms of the table."""
+
+    MD = "md"
+    CSV = "csv"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+@grouped
+def command(
+    *,
+    launch: LaunchOptions,
+    prompt: Annotated[list[int], typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 skips.")] = [128],  # noqa: B006
+    generate: Annotated[list[int], typer.Option("-n", "--n-gen", help="Answer lengths; 0 skips.")] = [64],  # noqa: B006
+    depth: Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens of context before.")] = [0],  # noqa: B006
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs of each test.")] = 5,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Form of the table.")] = Output.MD,
+) -> None:
+    """Measure how fast a model runs here."""
+    from runtime.bench import BenchTest, as_row, measure  # noqa: PLC0415 - brings torch
+    from runtime.cli.launch import running_engine  # noqa: PLC0415
+
+    if min([*prompt, *generate, *depth]) < 0:
+        raise RequestError("lengths must not be negative")
+    tests = [BenchTest(tokens, 0, before) for before in depth for tokens in prompt if tokens]
+    tests += [BenchTest(0, tokens, before) for before in depth for tokens in generate if tokens]
+    if not tests:
+        raise RequestError("nothing to measure: every length is 0")
+    launch = replace(launch, context=launch.context or max(test.rows for test in tests))
+    rows = []
+    with running_engine(launch, quiet=True) as running:
+        for test in tests:
+            with progress(test.name, unit="runs") as report:
+                result = measure(running, test, repetitions=repetitions, on_repetition=report)
+            rows.append(as_row(running, result))
+    write_rows(rows, output)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], output: Output) -> None:
+    """Put the table on stdout."""
+    if output is Output.JSON:
+        write_json(list(rows))
+    elif output is Output.JSONL:
+        write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif output is Output.CSV:
+        plain = [{key: value for key, value in row.items() if key != "samples_ts"} for row in rows]
+        writer = csv.DictWriter(sys.stdout, plain[0].keys())
+        writer.writeheader()
+        writer.writerows(plain)
+    else:
+        lines = [
+            "| model | size | params | backend | threads | test | t/s |",
+            "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        ]
+        lines += [
+            f"| {row['model_type']} | {format_size(row['model_size'])} | {row['model_n_params'] / 1e6:.2f} M "
+            f"| {row['backend']} | {row['n_threads']} | {row['test']} | {row['avg_ts']:.2f} ± {row['stddev_ts']:.2f} |"
+            for row in rows
+        ]
+        write_text("\n".join(lines) + "\n")

@@ -1,0 +1,51 @@
+"""The terminal: one console on stderr for plans, progress and notes; stdout belongs to the answer alone.
+
+Progress is drawn on a terminal only, and `NO_COLOR` is honoured by rich itself.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+Report = Callable[[int, int], None]
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Send `strata.*` logs to stderr: warnings, with -v information, with -vv everything."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logger = logging.getLogger("strata")
+    logger.setLevel(level)
+    logger.handlers = [RichHandler(console=console, show_time=False, show_path=False)]
+    logger.propagate = False
+
+
+@contextmanager
+def progress(title: str, unit: str = "bytes") -> Iterator[Report]:
+    """A bar with the time that remains; yields a function that takes (done, total)."""
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def write_text(text: str) -> None:
+    """Put generated text on stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Put one JSON document on stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+    sys.stdout.flush()

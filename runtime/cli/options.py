@@ -1,0 +1,133 @@
+"""Options that several commands share, with llama.cpp's familiar names; each is declared here once.
+
+Knows nothing of what the commands do with them.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offload.errors import RequestError
+from runtime.models import DEMO_MODEL
+from runtime.sampler import SamplingParams
+
+_MODEL_PANEL = "Model and machine"
+_SAMPLING_PANEL = "Sampling"
+
+
+class LoopChoice(StrEnum):
+    """Loops that compute a step."""
+
+    SEQUENTIAL = "sequential"
+
+
+class EngineChoice(StrEnum):
+    """Runtimes that compute logits."""
+
+    STRATA = "strata"
+    LLAMA_CPP = "llama.cpp"
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:  # noqa: A002 - typer's own word
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+Model = Annotated[
+    str,
+    _option(
+        _MODEL_PANEL, "-m", "--model", help="A GGUF file (the first shard of several), or `demo`: the built-in model."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No plan and no speeds on stderr.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("-n", "--predict", help="Most tokens to generate [default: until the answer ends].", min=1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a plan is made for."""
+
+    model: Model
+    context: Annotated[
+        int | None, _option(_MODEL_PANEL, "-c", "--ctx-size", min=1, help="Tokens of context to reserve.")
+    ] = None
+    threads: Annotated[int | None, _option(_MODEL_PANEL, "-t", "--threads", min=1, help="CPU threads.")] = None
+    budget: Annotated[
+        str | None, _option(_MODEL_PANEL, "--budget", help="What may be used, e.g. ram=8GiB,gpu=4GiB.")
+    ] = None
+    loop: Annotated[LoopChoice, _option(_MODEL_PANEL, "--loop", help="How a step is computed.")] = LoopChoice.SEQUENTIAL
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions(PlanOptions):
+    """Where and how a model runs."""
+
+    plan_file: Annotated[
+        Path | None, _option(_MODEL_PANEL, "--plan", help="Run by a plan saved with `strata plan --save`.")
+    ] = None
+    engine: Annotated[
+        EngineChoice, _option(_MODEL_PANEL, "--engine", help="Own engine, or llama.cpp (the extra `peer`).")
+    ] = EngineChoice.STRATA
+    template_file: Annotated[
+        Path | None,
+        _option(_MODEL_PANEL, "--chat-template-file", help="Jinja template in place of the file's own."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How a token is drawn from its logits."""
+
+    temperature: Annotated[float, _option(_SAMPLING_PANEL, "--temp", help="0 takes the likeliest token.")] = 0.8
+    top_k: Annotated[int, _option(_SAMPLING_PANEL, "--top-k", help="0 keeps all.")] = 40
+    top_p: Annotated[float, _option(_SAMPLING_PANEL, "--top-p", help="1 keeps all.")] = 0.95
+    min_p: Annotated[float, _option(_SAMPLING_PANEL, "--min-p", help="0 keeps all.")] = 0.05
+    repeat_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--repeat-penalty", help="1 is off.")] = 1.0
+    presence_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--presence-penalty", help="0 is off.")] = 0.0
+    frequency_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--frequency-penalty", help="0 is off.")] = 0.0
+    seed: Annotated[
+        int | None, _option(_SAMPLING_PANEL, "-s", "--seed", help="Same seed, same text [default: random].")
+    ] = None
+    stop: Annotated[
+        list[str], _option(_SAMPLING_PANEL, "--stop", help="End the answer before this text; may be repeated.")
+    ] = field(default_factory=list)
+
+    def params(self) -> SamplingParams:
+        """The same as the sampler takes it; RequestError for a value out of range."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+        )
+
+
+def model_path(name: str) -> Path:
+    """The file that -m names; `demo` is the model inside the package unless a file of that name is there."""
+    path = Path(name)
+    if name == "demo" and not path.exists():
+        return DEMO_MODEL
+    if not path.is_file():
+        raise RequestError(f"there is no file {name}", hint="give the path of a GGUF file, or `-m demo`")
+    return path
+
+
+def read_text_file(path: Path) -> str:
+    """The whole of a UTF-8 text file, line ends as they are; `-` reads stdin."""
+    try:
+        return (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,92 @@
+"""`strata run`: one prompt, one answer streamed to stdout; the plan before it and the speeds after it on stderr."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offload.errors import RequestError
+from runtime.cli.console import console, write_json, write_text
+from runtime.cli.groups import grouped
+from runtime.cli.options import AsJson, LaunchOptions, MaxTokens, Quiet, SamplingOptions, read_text_file
+from runtime.cli.signals import stop_at_token_boundary
+
+if TYPE_CHECKING:
+    from runtime.text import ModelText
+
+
+@grouped
+def command(
+    *,
+    launch: LaunchOptions,
+    sampling: SamplingOptions,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt.")] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the prompt here; `-` is stdin.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer one prompt."""
+    # The engine brings torch: imported when a command runs it, so that --help and the others start at once.
+    from runtime.cli.launch import answer, judge, opened, running, speeds  # noqa: PLC0415
+
+    text = _prompt_text(prompt, file)
+    params = sampling.params()
+    with ExitStack() as stack:
+        cancelled = stack.enter_context(stop_at_token_boundary())
+        gguf, model_text = stack.enter_context(opened(launch))
+        ids = _prompt_ids(model_text, text, system, raw=raw)
+        engine = stack.enter_context(running(launch, gguf, model_text, quiet=quiet, prompt_tokens=len(ids)))
+        if not quiet and ids == model_text.prompt_ids(text):  # the answer goes on where the prompt ends
+            console.print(text, style="dim", end="", markup=False, soft_wrap=True)
+        pieces = answer(
+            engine,
+            ids,
+            sampling=params,
+            max_tokens=max_tokens,
+            stop=sampling.stop,
+            cancelled=cancelled,
+            write=_discard if as_json else write_text,
+        )
+        if as_json:
+            write_json(
+                {
+                    "text": "".join(piece.text for piece in pieces),
+                    "token_ids": [piece.token_id for piece in pieces],
+                    "prompt_tokens": len(ids),
+                    "finish_reason": pieces[-1].finish_reason if pieces else "cancelled",
+                    **speeds(engine),
+                }
+            )
+        else:
+            write_text("\n")
+        if cancelled.is_set() and not quiet:
+            console.print("stopped at a token boundary")
+        judge(engine, quiet=quiet)
+
+
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    """The prompt of -p or -f; exactly one of them must be given."""
+    if (prompt is None) == (file is None):
+        raise RequestError("give the prompt with either -p TEXT or -f FILE")
+    return prompt if prompt is not None else read_text_file(file or Path("-"))
+
+
+def _prompt_ids(model_text: "ModelText", text: str, system: str | None, *, raw: bool) -> list[int]:
+    """By the chat template where there is one, unless the prompt shall be continued as it is."""
+    if model_text.chat_template is not None and not raw:
+        turns = [{"role": "system", "content": system}] if system else []
+        return model_text.chat_ids([*turns, {"role": "user", "content": text}])
+    if system:
+        raise RequestError("--system needs a chat template", hint="drop --raw, or give --chat-template-file")
+    ids = model_text.prompt_ids(text)
+    if not ids:
+        raise RequestError("the prompt is empty", hint="give at least one token of text")
+    return ids
+
+
+def _discard(_text: str) -> None:
+    """With --json the text is in the document alone."""

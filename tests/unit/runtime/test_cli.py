@@ -1,0 +1,227 @@
+"""The command: what goes to stdout, what to stderr, exit codes, files."""
+
+import json
+
+import pytest
+
+from runtime.models import DEMO_MODEL
+from tests.support.command import strata
+
+FAST = ("-m", "demo", "-t", "1", "--temp", "0")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    return lambda *arguments, stdin="": strata(capsys, monkeypatch, *arguments, stdin=stdin)
+
+
+def test_run_puts_the_text_alone_on_stdout(run):
+    outcome = run("run", *FAST, "-p", "Once upon a time", "-n", "12")
+    assert outcome.code == 0
+    assert outcome.stdout.startswith(", there was a")
+    assert "\n" not in outcome.stdout[:-1]
+    for word in ("predicted", "measured", "experts", "RAM"):
+        assert word in outcome.stderr
+
+
+def test_run_quietly_says_nothing_else(run):
+    outcome = run("run", *FAST, "-p", "Once", "-n", "3", "-q")
+    assert outcome.stderr == ""
+    assert outcome.stdout
+
+
+def test_run_json_is_one_document(run):
+    document = json.loads(run("run", *FAST, "-p", "Once upon a time", "-n", "5", "--json").stdout)
+    assert document["finish_reason"] == "length"
+    assert len(document["token_ids"]) == 5
+    assert document["prompt_tokens"] == 4
+    for side in ("predicted", "measured"):
+        assert {"decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "peak_ram_bytes"} <= set(document[side])
+    assert document["predicted"]["bottleneck"]
+
+
+def test_run_reads_a_file_or_stdin(run, tmp_path):
+    (tmp_path / "prompt.txt").write_text("Once upon a time")
+    from_file = run("run", *FAST, "-f", str(tmp_path / "prompt.txt"), "-n", "4", "-q").stdout
+    assert from_file == run("run", *FAST, "-f", "-", "-n", "4", "-q", stdin="Once upon a time").stdout
+    assert from_file == run("run", *FAST, "-p", "Once upon a time", "-n", "4", "-q").stdout
+
+
+def test_run_uses_a_template_file_unless_raw(run, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    common = (*FAST, "-p", "Once", "-n", "2", "--json", "--chat-template-file", str(template))
+    plain = json.loads(run("run", *FAST, "-p", "Once", "-n", "2", "--json").stdout)
+    assert json.loads(run("run", *common).stdout)["prompt_tokens"] > plain["prompt_tokens"]
+    assert json.loads(run("run", *common, "--raw").stdout)["prompt_tokens"] == plain["prompt_tokens"]
+    with_system = json.loads(run("run", *common, "--system", "Be brief").stdout)
+    assert with_system["prompt_tokens"] > json.loads(run("run", *common).stdout)["prompt_tokens"]
+    assert run("run", *FAST, "-p", "Once", "--system", "Be brief").code == 2
+
+
+def test_the_budget_refuses_before_loading(run):
+    outcome = run("run", *FAST, "-p", "Once", "--budget", "ram=100MiB")
+    assert outcome.code == 1
+    assert "error:" in outcome.stderr
+    assert "hint:" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "-m", "nowhere.gguf", "-p", "x"), "there is no file nowhere.gguf"),
+        (("run", "-m", "demo"), "either -p TEXT or -f FILE"),
+        (("run", "-m", "demo", "-p", "x", "--temp", "-1"), "temperature"),
+        (("run", "-m", "demo", "-p", "x", "--budget", "ram=lots"), "'lots' is not a size"),
+        (("run", "-m", "demo", "-p", ""), "empty"),
+        (("run", "-m", "demo", "-f", "nowhere.txt"), "nowhere.txt"),
+        (("bench", "-m", "demo", "-p", "0", "-n", "0"), "nothing to measure"),
+    ],
+)
+def test_bad_requests_are_one_line_and_code_2(run, arguments, words):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert words in outcome.stderr
+    assert outcome.stdout == ""
+    assert "Traceback" not in outcome.stderr
+
+
+def test_debug_shows_the_traceback(run):
+    from offload.errors import RequestError
+
+    with pytest.raises(RequestError):
+        run("--debug", "run", "-m", "nowhere.gguf", "-p", "x")
+
+
+def test_llama_cpp_without_its_extra_is_refused_with_the_command_that_mends_it(run):
+    import importlib.util
+
+    if importlib.util.find_spec("llama_cpp"):
+        pytest.skip("llama-cpp-python is installed")
+    outcome = run("run", *FAST, "-p", "Once", "--engine", "llama.cpp")
+    assert outcome.code == 1
+    assert "pip install" in outcome.stderr
+
+
+def test_plan_is_shown_saved_and_run_by(run, tmp_path):
+    path = tmp_path / "plan.json"
+    shown = run("plan", "-m", "demo", "-c", "128", "--save", str(path))
+    assert shown.code == 0
+    assert "experts" in shown.stdout
+    document = json.loads(run("plan", "-m", "demo", "--json").stdout)
+    assert document["predicted"]["decode_tokens_per_s"] > 0
+    outcome = run("run", *FAST, "-p", "Once", "-n", "500", "--plan", str(path), "--json")
+    answer = json.loads(outcome.stdout)
+    assert answer["prompt_tokens"] + len(answer["token_ids"]) <= 129
+    broken = tmp_path / "broken.json"
+    broken.write_text(path.read_text().replace('"context_tokens": 128', '"context_tokens": -1'))
+    assert run("run", *FAST, "-p", "Once", "--plan", str(broken)).code == 1
+
+
+def test_inspect_tells_what_is_in_a_file(run):
+    shown = run("inspect", "demo")
+    assert shown.code == 0
+    for word in ("qwen3moe.expert_count", "Q8_0", "tokenizer.ggml.tokens", "[4096]"):
+        assert word in shown.stdout
+    assert "blk.0.ffn_gate_exps.weight" in run("inspect", "demo", "--tensors").stdout
+    document = json.loads(run("inspect", str(DEMO_MODEL), "--json").stdout)
+    experts = next(one for one in document["tensors"] if one["name"] == "blk.0.ffn_gate_exps.weight")
+    assert experts["shape"] == [16, 256, 256]
+    assert experts["experts"] == 16
+    assert document["metadata"]["tokenizer.ggml.tokens"]["length"] == 4096
+
+
+def test_inspect_wants_a_file(run):
+    assert run("inspect").code == 2
+
+
+def test_tokenize_prints_a_json_list(run):
+    ids = json.loads(run("tokenize", "-m", "demo", stdin="Once upon a time\r\n").stdout)
+    assert ids[:4] == json.loads(run("tokenize", "-m", "demo", "--no-special", stdin="Once upon a time").stdout)
+    assert len(ids) > 4
+    marked = "<|endoftext|>"
+    plain = json.loads(run("tokenize", "-m", "demo", stdin=marked).stdout)
+    assert len(plain) > 1
+    assert json.loads(run("tokenize", "-m", "demo", "--parse-special", stdin=marked).stdout) == [0]
+
+
+def test_perplexity_scores_a_text(run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl named Lily. She loved to play with her toys. " * 12)
+    document = json.loads(run("perplexity", "-m", "demo", "-t", "1", "-f", str(text), "-c", "64", "--json").stdout)
+    assert 1 < document["perplexity"] < 20
+    assert document["standard_error"] > 0
+    assert document["chunks"] == 3 or document["chunks"] > 1
+    line = run("perplexity", "-m", "demo", "-t", "1", "-f", str(text), "-c", "64", "--chunks", "1").stdout
+    assert line.startswith("perplexity ")
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json", "jsonl"])
+def test_bench_prints_llama_benchs_columns(run, form):
+    outcome = run("bench", "-m", "demo", "-t", "1", "-p", "8", "-n", "4", "-d", "0", "-d", "8", "-r", "2", "-o", form)
+    assert outcome.code == 0
+    if form == "md":
+        assert outcome.stdout.startswith("| model | size | params | backend | threads | test | t/s |")
+        assert "| pp8 |" in outcome.stdout
+        assert "| tg4 @ d8 |" in outcome.stdout
+    elif form == "csv":
+        assert outcome.stdout.splitlines()[0].startswith("model_filename,")
+        assert len(outcome.stdout.splitlines()) == 5
+    else:
+        rows = json.loads(outcome.stdout) if form == "json" else list(map(json.loads, outcome.stdout.splitlines()))
+        assert [row["test"] for row in rows] == ["pp8", "pp8 @ d8", "tg4", "tg4 @ d8"]
+        assert all(row["avg_ts"] > 0 for row in rows)
+
+
+def test_bench_refuses_what_the_context_cannot_hold(run):
+    outcome = run("bench", "-m", "demo", "-t", "1", "-p", "64", "-n", "0", "-c", "32")
+    assert outcome.code == 2
+    assert "give -c 64" in outcome.stderr
+
+
+def test_doctor_reports_the_machine(run):
+    outcome = run("doctor")
+    assert outcome.code == 0
+    for word in ("torch", "cpu", "memory", "gpu", "llama.cpp"):
+        assert word in outcome.stdout
+    assert {line["name"] for line in json.loads(run("doctor", "--json").stdout)} >= {"cpu", "gpu", "memory"}
+
+
+def test_chat_answers_keeps_the_context_and_obeys_commands(run, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = ["Hello", "/stats", '"""a block', 'of lines"""', "goes \\", "on", f"/save {saved}", "/save", "/nonsense",
+             "/save /nowhere/x", "/help", "/clear", "/stats", "/exit", "never read"]  # fmt: skip
+    outcome = run("chat", *FAST, "-n", "4", "--system", "Be brief", stdin="\n".join(lines))
+    assert outcome.code == 0
+    messages = json.loads(saved.read_text())
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["Hello", "a block\nof lines", "goes \non"]
+    assert len(outcome.stdout.splitlines()) >= 3
+    for words in ("no chat template", "of context in use", "cleared", "no command /nonsense", "name a file",
+                  "cannot write", "/help"):  # fmt: skip
+        assert words in outcome.stderr
+    assert "0 of 512 tokens" in outcome.stderr
+
+
+def test_chat_ends_with_its_input(run):
+    assert run("chat", *FAST, "-n", "2", "-q", stdin="Hello").code == 0
+
+
+def test_chat_refuses_a_message_too_long_and_goes_on(run):
+    outcome = run("chat", *FAST, "-n", "2", "-q", stdin="word " * 3000 + "\nHello\n")
+    assert outcome.code == 0
+    assert "the context holds 512" in outcome.stderr
+    assert outcome.stdout.strip()
+
+
+def test_batch_answers_a_file(run, tmp_path):
+    lines = [{"prompt": "Once upon a time"}, {"custom_id": "x", "body": {"prompt": "A dog", "max_tokens": 3}}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
+    arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), *FAST, "-n", "4")
+    outcome = run(*arguments)
+    assert outcome.code == 0, outcome.stderr
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert "2 answered, 1 refused" in outcome.stderr
+    again = run(*arguments)
+    assert "3 done before" in again.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
