@@ -133,10 +133,8 @@ class Engine:
         total = generation.timing.prompt_tokens
         try:
             while not generation.finished:
-                if cancelled is not None and cancelled.is_set():
-                    generation.wind_up()
-                    if generation.finished:
-                        break
+                if cancelled is not None and cancelled.is_set() and generation.wind_up():
+                    break
                 piece = self._advance([generation])[0]
                 if piece is not None:
                     yield piece

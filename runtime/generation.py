@@ -155,13 +155,14 @@ class Generation:
         self.pieces.append(piece)
         return piece
 
-    def wind_up(self) -> None:
-        """Let the next token be the last one; an answer that has not begun ends at once."""
+    def wind_up(self) -> bool:
+        """Let the next token be the last one; an answer that has not begun ends at once, which gives True."""
         if self.pieces:
             self._max_tokens = len(self.pieces) + 1
             self._limit_reason = "cancelled"
         else:
             self.finish_reason = self.finish_reason or "cancelled"
+        return self.finished
 
     def completion(self) -> Completion:
         """The answer so far as one value."""

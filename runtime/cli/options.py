@@ -93,7 +93,7 @@ class SamplingOptions:
     presence_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--presence-penalty", help="0 is off.")] = 0.0
     frequency_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--frequency-penalty", help="0 is off.")] = 0.0
     seed: Annotated[
-        int | None, _option(_SAMPLING_PANEL, "-s", "--seed", help="Same seed, same text [default: random].")
+        int | None, _option(_SAMPLING_PANEL, "-s", "--seed", help="Same seed, same text; -1 is random [default: random].")
     ] = None
     stop: Annotated[
         list[str], _option(_SAMPLING_PANEL, "--stop", help="End the answer before this text; may be repeated.")
@@ -109,7 +109,7 @@ class SamplingOptions:
             repetition_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            seed=self.seed,
+            seed=None if self.seed == -1 else self.seed,
         )
 
 

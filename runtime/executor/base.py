@@ -1,0 +1,55 @@
+"""What every executor offers: tokens of several sequences in, logits out.
+
+Knows nothing about how a step is computed or what the tokens mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+LogitsWanted = Literal["last", "all", "none"]
+
+
+class KVHandle(Protocol):
+    """The cache of one sequence, wherever an executor keeps its rows: `length` of at most `capacity_tokens`."""
+
+    @property
+    def capacity_tokens(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    def truncate(self, length: int) -> None:
+        """Forgets the rows from `length` on."""
+        ...
+
+
+@dataclass(slots=True)
+class Step:
+    """The next tokens of one sequence; `kv`, of the same executor, holds the ones before and gets these."""
+
+    token_ids: Sequence[int]
+    kv: KVHandle
+
+
+class Executor(Protocol):
+    """Runs a model. A sequence's logits do not depend on what other sequences are in the same call, bit for bit."""
+
+    def new_kv(self, capacity_tokens: int) -> KVHandle:
+        """An empty cache for a sequence of up to that many tokens."""
+        ...
+
+    def forward(self, steps: Sequence[Step], *, logits: LogitsWanted = "last") -> list[NDArray[np.float32]]:
+        """Processes every step and returns (n, vocab) logits for each: n is 1 ("last"), its tokens ("all"), or 0.
+
+        RequestError for no tokens, tokens outside of the vocabulary or beyond a cache's capacity, before anything is
+        changed; after any other error every cache is as it was.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds; may be called twice."""
+        ...
