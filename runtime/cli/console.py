@@ -45,7 +45,6 @@ def write_text(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Put one JSON document on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    """Put one JSON document on stdout; bytes of a file that are no text show as question marks."""
+    document = json.dumps(value, ensure_ascii=False, indent=2)
+    write_text(document.encode("utf-8", "replace").decode() + "\n")
