@@ -70,7 +70,9 @@ class Weights:
         decoded = self._decoded.get(tensor.name)
         if decoded is not None:
             return decoded[torch.tensor(ids, device=decoded.device)]
-        return torch.cat([self._unit(tensor, row, row + 1) for row in ids])
+        chosen = torch.from_numpy(dequantize(self._stored[tensor.name][np.asarray(ids)], tensor.quant_type))
+        self._check_finite(tensor, chosen)
+        return chosen.to(self._device)
 
     def product(self, x: torch.Tensor, tensor: TensorInfo, expert: int | None = None) -> torch.Tensor:
         """x (tokens, inputs) times the transposed matrix: (tokens, outputs)."""

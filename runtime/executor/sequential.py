@@ -61,50 +61,50 @@ class SequentialExecutor:
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step], *, logits: LogitsWanted = "last") -> list[NDArray[np.float32]]:
         """See `Executor`."""
-        self._check(steps)
-        starts = [step.kv.length for step in steps]
+        caches = self._checked_caches(steps)
+        starts = [kv.length for kv in caches]
         try:
-            for step, start in zip(steps, starts, strict=True):
-                step.kv.truncate(start)
-            angles = [
-                self._angles(step.kv.capacity_tokens, start, len(step.token_ids))
-                for step, start in zip(steps, starts, strict=True)
-            ]
+            for kv, start in zip(caches, starts, strict=True):
+                kv.truncate(start)  # what a pass that failed half way may have left
+            angles = [self._angles(step, start) for step, start in zip(steps, starts, strict=True)]
             hidden = [self._embed(step.token_ids) for step in steps]
             for layer in self.model.layers:
-                for index, step in enumerate(steps):
-                    hidden[index] = self._layer(layer, hidden[index], step.kv, angles[index])
+                for index, kv in enumerate(caches):
+                    hidden[index] = self._layer(layer, hidden[index], kv, angles[index])
             return [self._logits(x, logits) for x in hidden]
         except BaseException:
-            for step, start in zip(steps, starts, strict=True):
-                step.kv.truncate(start)
+            for kv, start in zip(caches, starts, strict=True):
+                kv.truncate(start)
             raise
 
-    def _check(self, steps: Sequence[Step]) -> None:
-        if len({id(step.kv) for step in steps}) != len(steps):
-            raise ValueError("two steps share a KV cache")
-        for step in steps:
+    def _checked_caches(self, steps: Sequence[Step]) -> list[KVCache]:
+        caches = [step.kv for step in steps if isinstance(step.kv, KVCache)]
+        if len({id(kv) for kv in caches}) != len(steps):
+            raise ValueError("steps that share a KV cache, or bring one of another executor")
+        for step, kv in zip(steps, caches, strict=True):
             if not step.token_ids:
                 raise RequestError("a step without tokens", hint="give at least one token")
             outside = next((token for token in step.token_ids if not 0 <= token < self.model.vocab_size), None)
             if outside is not None:
                 raise RequestError(f"token {outside} is not in the vocabulary of {self.model.vocab_size}")
-            needed = step.kv.length + len(step.token_ids)
-            if needed > step.kv.capacity_tokens:
+            needed = kv.length + len(step.token_ids)
+            if needed > kv.capacity_tokens:
                 raise RequestError(
-                    f"{needed} tokens do not fit in a context of {step.kv.capacity_tokens}",
+                    f"{needed} tokens do not fit in a context of {kv.capacity_tokens}",
                     hint="shorten the prompt or raise the context with -c",
                 )
+        return caches
 
-    def _angles(self, capacity_tokens: int, start: int, count: int) -> _Angles:
+    def _angles(self, step: Step, start: int) -> _Angles:
+        """Sines and cosines of the step's positions, for each way that layers turn."""
         angles: _Angles = {}
         for rope in self._ropes:
-            factors = rope.factors(capacity_tokens)
+            factors = rope.factors(step.kv.capacity_tokens)
             table = self._tables.get((rope, factors))
             if table is None:
                 divisors = None if factors is None else self._divisors(factors)
                 table = self._tables[rope, factors] = RotaryTable(rope, divisors, self._device)
-            angles[rope] = table.at(start, start + count)
+            angles[rope] = table.at(start, start + len(step.token_ids))
         return angles
 
     def _divisors(self, factors: TensorInfo) -> torch.Tensor:
