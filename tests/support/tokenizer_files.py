@@ -57,6 +57,8 @@ def write_byte_level(
     special: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     user_defined: Sequence[str] = ("<think>",),
     pre: str | None = "gpt-2",
+    architecture: str = "llama",
+    name: str = "test",
     **keys: KeyValue,
 ) -> Path:
     """Byte-level BPE: all bytes, what the merges give, control tokens (the first is BOS and EOS), user-defined ones."""
@@ -64,7 +66,9 @@ def write_byte_level(
     kinds = [NORMAL] * len(tokens) + [CONTROL] * len(special) + [USER_DEFINED] * len(user_defined)
     keys = {"bos_token_id": len(tokens), "eos_token_id": len(tokens), **keys}
     tokens += [*special, *user_defined]
-    return write_vocabulary(path, "gpt2", tokens, kinds=kinds, merges=merges, pre=pre, **keys)
+    return write_vocabulary(
+        path, "gpt2", tokens, kinds=kinds, merges=merges, pre=pre, architecture=architecture, name=name, **keys
+    )
 
 
 def write_sentencepiece(

@@ -51,9 +51,7 @@ def test_nothing_merges_over_a_byte_without_token(tmp_path: Path) -> None:
 
 
 def test_characters_outside_of_the_alphabet_stand_for_themselves(tmp_path: Path) -> None:
-    path = write_vocabulary(
-        tmp_path / "v.gguf", "gpt2", ["a", "<｜x｜>"], kinds=[NORMAL, NORMAL], merges=[], pre="gpt-2"
-    )
+    path = write_vocabulary(tmp_path / "v.gguf", "gpt2", ["a", "<｜x｜>"], merges=[], pre="gpt-2")
     assert Tokenizer.from_gguf(path).token_bytes(1) == "<｜x｜>".encode()
 
 

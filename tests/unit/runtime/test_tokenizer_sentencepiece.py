@@ -1,5 +1,6 @@
 """Merges by score against a slow, obvious reference."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def slow_merge(scores: dict[str, float], text: str) -> list[str]:
     """Joins the best-scoring pair of neighbours, the leftmost of equals, until there is none."""
     pieces = list(text)
     while True:
-        joined = [left + right for left, right in zip(pieces, pieces[1:], strict=False)]
+        joined = [left + right for left, right in pairwise(pieces)]
         candidates = [(-scores[piece], at) for at, piece in enumerate(joined) if piece in scores]
         if not candidates:
             return pieces

@@ -29,9 +29,8 @@ def best_score(scores: dict[str, float], unknown: float, text: str) -> float:
     """Of all ways to cut `text` into pieces and unknown characters that are no piece."""
     if not text:
         return 0.0
-    found = [
-        scores[text[:end]] + best_score(scores, unknown, text[end:]) for end in range(1, 4) if text[:end] in scores
-    ]
+    heads = [text[:end] for end in range(1, min(3, len(text)) + 1) if text[:end] in scores]
+    found = [scores[head] + best_score(scores, unknown, text[len(head) :]) for head in heads]
     if text[0] not in scores:
         found.append(unknown + best_score(scores, unknown, text[1:]))
     return max(found)
@@ -73,7 +72,7 @@ def test_spaces(tmp_path: Path) -> None:
 
 def character_map(units: dict[int, int], replacements: bytes) -> bytes:
     """The file's form of a double array given unit by unit."""
-    count = max(units) + 1
+    count = (max(units) // 256 + 1) * 256  # children are looked for within blocks of that size
     blob = struct.pack(f"<{count}I", *(units.get(index, 0xFF) for index in range(count)))
     return struct.pack("<I", len(blob)) + blob + replacements
 

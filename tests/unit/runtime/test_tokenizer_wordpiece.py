@@ -7,23 +7,8 @@ import pytest
 from runtime.tokenizer import Tokenizer
 from tests.support.tokenizer_files import write_vocabulary
 
-TOKENS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "▁play",
-    "▁p",
-    "ing",
-    "lay",
-    "▁!",
-    "▁naive",
-    "▁naïve",
-    "▁N",
-    "▁中",
-    "▁文",
-    "▁$",
-]
+PIECES = ["▁play", "▁p", "ing", "lay", "▁!", "▁naive", "▁naïve", "▁N", "▁中", "▁文", "▁$"]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *PIECES]
 
 
 def tokenizer(folder: Path, **keys: bool) -> Tokenizer:

@@ -1,0 +1,213 @@
+"""Shows a plan to a person: a table by layer groups, bars of memory against budget, the prediction, and how it held.
+
+Draws to a rich console that the caller gives; 80 columns are enough. Knows nothing about how plans are made.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from offload.tiers import Device, Tier
+from planner.budget import Budget, format_size
+from planner.model_shape import UnitKind
+from planner.plan import Measurement, MemoryNeeds, Placement, Plan, Prediction, WeightsForm
+
+_TIER_NAMES = {Tier.GPU: "GPU", Tier.RAM: "RAM", Tier.FLASH: "flash"}
+_KIND_NAMES = {
+    UnitKind.DENSE_FFN: "FFN",
+    UnitKind.SHARED_EXPERT: "shared expert",
+    UnitKind.OTHER: "other",
+}
+_BAR_WIDTH = 40
+_INDENT = 6
+_SEGMENTS = (
+    ("weights", "cyan"),
+    ("KV cache", "magenta"),
+    ("working space", "yellow"),
+    ("program", "blue"),
+    ("margin", "bright_black"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of the table: the parts that lie together in a run of equal layers."""
+
+    layers: str
+    kinds: tuple[UnitKind, ...]
+    tier: Tier
+    device: Device
+    num_bytes: int
+
+
+def render_plan(console: Console, plan: Plan) -> None:
+    """Print what runs where, what memory it takes, how fast it should be, and what to know about it."""
+    model, settings = plan.model, plan.settings
+    size = f"{_count(model.num_parameters)} parameters"
+    if model.expert_count:
+        size += f", {_count(model.active_parameters)} active"
+    console.print(Text(f"{model.architecture} · {size} · {format_size(model.byte_size)} file", style="bold"))
+    console.print(_placement_table(plan))
+    for tier, needs, available in (
+        (Tier.GPU, plan.needs.gpu, plan.budget.gpu_bytes),
+        (Tier.RAM, plan.needs.ram, plan.budget.ram_bytes),
+    ):
+        if needs.needed_bytes:
+            _print_bar(console, tier, needs, available, plan.budget)
+    form = "float32" if settings.weights_form is WeightsForm.FLOAT32 else "as in the file, made float32 on use"
+    where = f"{settings.threads} {_plural(settings.threads, 'thread')}" if settings.device == "cpu" else settings.device
+    console.print(f"weights {form} · context {settings.context_tokens} tokens · {where}")
+    console.print(_prediction_line(plan.predicted))
+    for note in plan.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+
+
+def render_comparison(console: Console, predicted: Prediction, measured: Measurement) -> None:
+    """Print what was predicted beside what a run measured, and the ratio of the two."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for name in ("predicted", "measured", "measured / predicted"):
+        table.add_column(name, justify="right")
+    speeds: list[tuple[str, float, float | None]] = [
+        ("decode", predicted.decode_tokens_per_s, measured.decode_tokens_per_s)
+    ]
+    if measured.prompt_tokens in (None, predicted.prompt_tokens):
+        speeds.append(("prefill", predicted.prefill_tokens_per_s, measured.prefill_tokens_per_s))
+    for name, promise, fact in speeds:
+        shown = "-" if fact is None else f"{_figures(fact)} tokens/s"
+        table.add_row(name, f"{_figures(promise)} tokens/s", shown, _ratio(fact, promise))
+    if measured.prompt_tokens in (None, predicted.prompt_tokens):
+        shown = "-" if measured.ttft_s is None else _duration(measured.ttft_s)
+        table.add_row("first token", _duration(predicted.ttft_s), shown, _ratio(measured.ttft_s, predicted.ttft_s))
+    promise, fact = predicted.peak_ram_bytes, measured.peak_ram_bytes
+    table.add_row("peak RAM", format_size(int(promise)), format_size(fact), _ratio(fact, promise))
+    console.print(table)
+
+
+def _placement_table(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("layers", no_wrap=True)
+    table.add_column("parts", ratio=1)
+    for name in ("in", "on"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    for row in _rows(plan.placements):
+        parts = ", ".join(_part_name(plan, kind) for kind in row.kinds)
+        table.add_row(row.layers, parts, _TIER_NAMES[row.tier], row.device.value.upper(), format_size(row.num_bytes))
+    return table
+
+
+def _rows(placements: Sequence[Placement]) -> Iterator[_Row]:
+    """Runs of layers that have the same parts in the same places, one row for each place."""
+    layers = [(layer, list(group)) for layer, group in groupby(placements, key=lambda placement: placement.layer)]
+
+    def signature(entry: tuple[int | None, list[Placement]]) -> tuple[object, ...]:
+        layer, units = entry
+        return (layer is None and units[0].kind, *((unit.kind, unit.tier, unit.device) for unit in units))
+
+    for _, run in groupby(layers, key=signature):
+        entries = list(run)
+        first, last = entries[0][0], entries[-1][0]
+        units = [unit for _, group in entries for unit in group]
+        for tier, device in dict.fromkeys((unit.tier, unit.device) for unit in units):
+            here = [unit for unit in units if (unit.tier, unit.device) == (tier, device)]
+            yield _Row(
+                layers="" if first is None else str(first) if first == last else f"{first}-{last}",
+                kinds=tuple(dict.fromkeys(unit.kind for unit in here)),
+                tier=tier,
+                device=device,
+                num_bytes=sum(unit.num_bytes for unit in here),
+            )
+
+
+def _part_name(plan: Plan, kind: UnitKind) -> str:
+    model = plan.model
+    if kind is UnitKind.EXPERTS:
+        return f"experts ({model.expert_count}, {model.expert_used_count} used)"
+    if kind is UnitKind.KV:
+        return "KV cache"
+    if kind is UnitKind.OUTPUT and model.tied_output:
+        return "output (shares the embedding)"
+    return _KIND_NAMES.get(kind, kind.value)
+
+
+def _print_bar(console: Console, tier: Tier, needs: MemoryNeeds, available_bytes: int, budget: Budget) -> None:
+    """One memory as a bar of its budget's length, with a legend of what fills it."""
+    amounts = (
+        needs.weights_bytes,
+        needs.kv_bytes,
+        needs.activations_bytes + needs.buffers_bytes,
+        needs.vocabulary_bytes + needs.process_bytes,
+        needs.margin_bytes,
+    )
+    bar = Text()
+    legend: list[Text] = []
+    filled = total = 0
+    for (name, color), num_bytes in zip(_SEGMENTS, amounts, strict=True):
+        total += num_bytes
+        end = min(_BAR_WIDTH, round(_BAR_WIDTH * total / max(available_bytes, 1)))
+        bar.append("█" * (end - filled), style=color)
+        filled = end
+        if num_bytes:
+            legend.append(Text("■ ", style=color).append(f"{name} {format_size(num_bytes)}", style="dim"))
+    bar.append("░" * (_BAR_WIDTH - filled), style="bright_black")
+    source = budget.ram_source if tier is Tier.RAM else budget.gpu_source
+    line = Text(f"{_TIER_NAMES[tier]:<{_INDENT}}").append_text(bar)
+    line.append(f" {format_size(needs.needed_bytes)} of {format_size(available_bytes)}")
+    console.print(line, no_wrap=True, overflow="ellipsis")
+    _print_items(console, [*legend, Text(f"({source})", style="dim")])
+
+
+def _print_items(console: Console, items: Sequence[Text]) -> None:
+    """Items side by side, none of them broken at the end of a line."""
+    line = Text(" " * _INDENT)
+    for item in items:
+        if len(line) > _INDENT and line.cell_len + item.cell_len > console.width:
+            console.print(line)
+            line = Text(" " * _INDENT)
+        line.append_text(item).append("  ")
+    console.print(line)
+
+
+def _prediction_line(predicted: Prediction) -> Text:
+    line = Text("predicted ").append(f"{_figures(predicted.decode_tokens_per_s)} tokens/s", style="bold green")
+    line.append(f", bound by {predicted.bottleneck.value}")
+    correction = predicted.decode_correction
+    if correction.runs:
+        runs = f"{correction.runs} earlier {_plural(correction.runs, 'run')}"
+        line.append(f" (corrected by {correction.factor:.2g}x from {runs})")
+    return line.append(
+        f"\n          first token of a prompt of {predicted.prompt_tokens} after {_duration(predicted.ttft_s)}"
+    )
+
+
+def _count(number: int) -> str:
+    """A number of parameters for people: 16.8M, 7.2B."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _figures(number: float) -> str:
+    """Three figures, without an exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.1f} min"
+    return f"{_figures(seconds)} s" if seconds >= 1 else f"{_figures(1000 * seconds)} ms"
+
+
+def _ratio(fact: float | None, promise: float) -> str:
+    return "-" if fact is None or promise <= 0 else f"{fact / promise:.2f}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"

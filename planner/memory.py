@@ -1,0 +1,86 @@
+"""What a plan needs of each memory at its worst moment: the largest prefill chunk with the KV cache full.
+
+Knows the sizes of what the executor holds, nothing about time. The constants below were measured and are stated with
+their source; where the true figure varies, they lie above it: a plan may promise too little room, never too much.
+"""
+
+from dataclasses import replace
+
+from offload.tiers import Device
+from planner.budget import MIB, Budget
+from planner.model_shape import KV_ELEMENT_BYTES, ModelShape
+from planner.plan import MemoryNeeds, Needs, WeightsForm
+
+# Python, numpy, torch and what the command imports: 222 MiB resident on Linux before a model is loaded (torch 2.13).
+PROCESS_BYTES = 250 * MIB
+# With a CUDA context; not measured by us, taken with room.
+GPU_PROCESS_RAM_BYTES = 3 << 30
+GPU_PROCESS_BYTES = 768 * MIB
+# At most 1360 while it is built, 280 to 840 after, over vocabularies of 32 to 152 thousand tokens.
+VOCABULARY_BYTES_PER_TOKEN = 1400
+UNIT_WEIGHTS = 1 << 24  # that the executor makes float32 at a time
+ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
+MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
+FLOAT32_BYTES = 4
+
+
+def weights_bytes(shape: ModelShape, form: WeightsForm) -> int:
+    """Bytes of all weights held in `form`."""
+    return FLOAT32_BYTES * shape.num_parameters if form is WeightsForm.FLOAT32 else shape.num_bytes
+
+
+def activations_bytes(shape: ModelShape, context_tokens: int, chunk_tokens: int) -> int:
+    """Bytes of what one prefill chunk computes at the end of a full context, float32."""
+    tokens = min(chunk_tokens, context_tokens)
+    heads = max(shape.head_count, 1)
+    pairs = min(tokens * context_tokens, max(ATTENTION_SCORES // heads, context_tokens))  # of a query and a key
+    hidden = 8 * tokens * shape.embedding_length
+    ffn = 3 * tokens * shape.feed_forward_length
+    scores = 3 * pairs * heads
+    keys_values = context_tokens * max(shape.kv_bytes_per_layer, default=0) // KV_ELEMENT_BYTES
+    logits = 8 * shape.vocab_size
+    return FLOAT32_BYTES * (hidden + ffn + scores + keys_values + logits) + MASK_BYTES * pairs
+
+
+def buffers_bytes(shape: ModelShape, device: Device) -> int:
+    """Bytes of RAM while the largest tensor is read and made float32, and on its way to a GPU as a whole."""
+    unit = min(UNIT_WEIGHTS, shape.largest_tensor_weights)
+    whole = shape.largest_tensor_weights if device is Device.GPU else 0
+    return 2 * FLOAT32_BYTES * unit + FLOAT32_BYTES * whole
+
+
+def memory_needs(
+    shape: ModelShape, budget: Budget, device: Device, form: WeightsForm, *, context_tokens: int, chunk_tokens: int
+) -> Needs:
+    """Bytes of RAM and GPU memory with all weights in `form` beside `device`."""
+    held = MemoryNeeds(
+        weights_bytes=weights_bytes(shape, form),
+        kv_bytes=shape.kv_bytes_per_token * context_tokens,
+        activations_bytes=activations_bytes(shape, context_tokens, chunk_tokens),
+    )
+    buffers = buffers_bytes(shape, device)
+    if form is WeightsForm.FLOAT32:  # needed while loading alone, when nothing is computed yet
+        buffers = max(buffers - held.kv_bytes - held.activations_bytes, 0) if device is Device.CPU else buffers
+    vocabulary = VOCABULARY_BYTES_PER_TOKEN * shape.vocab_size
+    ram_margin, gpu_margin = budget.ram_margin_bytes, budget.gpu_margin_bytes
+    if device is Device.CPU:
+        ram = replace(
+            held,
+            buffers_bytes=buffers,
+            vocabulary_bytes=vocabulary,
+            process_bytes=PROCESS_BYTES,
+            margin_bytes=ram_margin,
+        )
+        return Needs(ram=ram, gpu=MemoryNeeds())
+    ram = MemoryNeeds(
+        buffers_bytes=buffers,
+        vocabulary_bytes=vocabulary,
+        process_bytes=GPU_PROCESS_RAM_BYTES,
+        margin_bytes=ram_margin,
+    )
+    return Needs(ram=ram, gpu=replace(held, process_bytes=GPU_PROCESS_BYTES, margin_bytes=gpu_margin))
+
+
+def fits(needs: Needs, budget: Budget) -> bool:
+    """Whether `needs` are within `budget` in both memories."""
+    return needs.ram.needed_bytes <= budget.ram_bytes and needs.gpu.needed_bytes <= budget.gpu_bytes

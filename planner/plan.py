@@ -1,0 +1,221 @@
+"""The plan: where every unit lies and what computes it, with settings, bytes needed and the predicted speed.
+
+A value that is written to and read from JSON without loss. Knows nothing about how a plan is found or carried out.
+Invariants, checked at every reading: sizes are not negative, what is needed is within the budget, names are unique.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from offload.errors import PlanError
+from offload.gguf import GGUFFile
+from offload.tiers import Device, Tier
+from planner import document
+from planner.budget import Budget
+from planner.model_shape import UnitKind
+from planner.profile import Residual
+
+FORMAT_VERSION = 1
+
+
+class WeightsForm(StrEnum):
+    """How weights are held: as float32 made once while loading, or as in the file and made float32 on every use."""
+
+    FLOAT32 = "float32"
+    QUANTISED = "quantised"
+
+
+class Bottleneck(StrEnum):
+    """The resource that decides the decode speed."""
+
+    RAM_BANDWIDTH = "RAM bandwidth"
+    GPU_BANDWIDTH = "GPU bandwidth"
+    DEQUANTISATION = "dequantisation"
+    OVERHEAD = "operation overhead"
+    COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """The file a plan is for, and what the plan tells of it."""
+
+    path: str
+    byte_size: int
+    architecture: str
+    num_parameters: int
+    active_parameters: int
+    block_count: int
+    context_length: int
+    vocab_size: int
+    expert_count: int
+    expert_used_count: int
+    tied_output: bool
+
+    @property
+    def key(self) -> str:
+        """Names the model in the profile's corrections, wherever its file lies."""
+        return f"{self.architecture}-{self.num_parameters}-{self.byte_size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One unit: `num_bytes` it takes in `tier`, in the form the settings name; `device` computes it."""
+
+    unit: str
+    kind: UnitKind
+    layer: int | None
+    num_bytes: int
+    tier: Tier
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the executor is told besides the placements."""
+
+    context_tokens: int
+    prefill_chunk_tokens: int
+    threads: int
+    weights_form: WeightsForm
+    kv_dtype: str
+    loop: str
+    device: str  # the torch device of units that are computed on the GPU, else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeeds:
+    """Bytes one memory must hold at the worst moment, by what they are for; `margin_bytes` stay free."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    activations_bytes: int = 0  # of the largest prefill chunk
+    buffers_bytes: int = 0  # reading and dequantising
+    vocabulary_bytes: int = 0
+    process_bytes: int = 0  # interpreter and libraries
+    margin_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """All but the margin: what the process is expected to hold."""
+        return self.needed_bytes - self.margin_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.kv_bytes
+            + self.activations_bytes
+            + self.buffers_bytes
+            + self.vocabulary_bytes
+            + self.process_bytes
+            + self.margin_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a plan needs of each memory."""
+
+    ram: MemoryNeeds
+    gpu: MemoryNeeds
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a plan promises; the corrections are the factors on times, learned from earlier runs, that are in it."""
+
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+    ttft_s: float
+    peak_ram_bytes: int
+    peak_gpu_bytes: int
+    bottleneck: Bottleneck
+    prompt_tokens: int  # that `ttft_s` and `prefill_tokens_per_s` are for
+    decode_correction: Residual
+    prefill_correction: Residual
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prediction as JSON types."""
+        return dict(document.encode(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a run measured, under the keys of `Prediction`; None where it did not get so far."""
+
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+    ttft_s: float | None
+    peak_ram_bytes: int
+    prompt_tokens: int | None = None  # that were computed, not taken from a cache
+
+    def as_dict(self) -> dict[str, Any]:
+        """The measurement as JSON types."""
+        return dict(document.encode(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the executor needs to know, and everything a user may ask about it."""
+
+    version: int
+    model: PlannedModel
+    placements: tuple[Placement, ...]
+    settings: Settings
+    budget: Budget
+    needs: Needs
+    predicted: Prediction
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The plan as a JSON document."""
+        return document.dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan written in `text`; PlanError naming the place where it is not a plan this version can carry out."""
+        try:
+            plan = document.loads(cls, text)
+        except ValueError as error:
+            raise PlanError(f"not a plan: {error}", hint="write one with `strata plan --save`") from error
+        if plan.version != FORMAT_VERSION:
+            raise PlanError(f"the plan is of format {plan.version}; this version reads format {FORMAT_VERSION}")
+        plan.check()
+        return plan
+
+    def checked_for(self, gguf: GGUFFile) -> "Plan":
+        """This plan; PlanError if it was made for another model than `gguf`."""
+        model, tensors = self.model, gguf.tensors.values()
+        here = (gguf.architecture, sum(tensor.num_elements for tensor in tensors), gguf.byte_size)
+        if here != (model.architecture, model.num_parameters, model.byte_size):
+            raise PlanError(
+                f"the plan is for {model.path} ({model.architecture}, {model.byte_size} bytes), "
+                f"not for {gguf.path} ({here[0]}, {here[2]} bytes)",
+                hint="plan again with `strata plan`",
+            )
+        return self
+
+    def check(self) -> None:
+        """PlanError if the plan contradicts itself."""
+        names = [placement.unit for placement in self.placements]
+        if len(set(names)) != len(names):
+            raise PlanError("a unit is placed twice", hint="every unit has one tier and one device")
+        settings = self.settings
+        for name in ("context_tokens", "prefill_chunk_tokens", "threads"):
+            if getattr(settings, name) < 1:
+                raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
+        if any(placement.num_bytes < 0 for placement in self.placements):
+            raise PlanError("a placement has a negative number of bytes")
+        for tier, needs, available in (
+            (Tier.RAM, self.needs.ram, self.budget.ram_bytes),
+            (Tier.GPU, self.needs.gpu, self.budget.gpu_bytes),
+        ):
+            placed = sum(p.num_bytes for p in self.placements if p.tier is tier)
+            if placed > needs.weights_bytes + needs.kv_bytes:
+                raise PlanError(f"{placed} bytes are placed in {tier.value}, more than needs.{tier.value} accounts for")
+            if needs.needed_bytes > available:
+                raise PlanError(
+                    f"the plan needs {needs.needed_bytes} bytes of {tier.value}; its budget is {available}",
+                    hint="plan again with `strata plan`",
+                )

@@ -1,0 +1,260 @@
+"""What this machine measured: read and product rates of CPU and GPU, and how far earlier predictions were off.
+
+Kept as JSON under the user's cache folder and measured once (under 2 s, without torch); a file of another machine,
+other software or another version, or one that cannot be read, is measured again and logged. Knows nothing about
+plans: corrections are kept by keys that the caller makes.
+
+Invariant: a profile in use describes the machine it is used on, with the software that is installed.
+"""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from itertools import pairwise
+from math import ceil, exp, log2
+from math import log as ln
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from cpu_kernels import bandwidth
+from cpu_kernels.bandwidth import RatePoint
+from cpu_kernels.quant_types import QuantType
+from cpu_kernels.reference.dequantize import dequantize
+from gpu_kernels.bandwidth import GpuRates, measure_rates
+from gpu_kernels.capabilities import GpuCapabilities
+from planner import document
+from planner.budget import cgroup_cpu_quota
+
+log = logging.getLogger("strata.planner.profile")
+
+FORMAT_VERSION = 1
+WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
+RESIDUAL_LIMITS = (0.2, 5.0)
+_RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
+_MEASURING_LIMIT_S = 60
+_DEQUANTIZE_BYTES = 1 << 20
+_SAMPLE_BYTE = 0x35  # in every format a scale and weights that are ordinary numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """Measured over predicted time, averaged over `runs` earlier runs: 1.3 means 30% slower than predicted."""
+
+    factor: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One machine's rates, as rising curves: `read` by threads, `matvec` (all threads, or one) by working set."""
+
+    version: int
+    cpu_name: str
+    software: str
+    physical_cores: int
+    threads: int  # that this process may run at once
+    read: tuple[RatePoint, ...]
+    matvec: tuple[RatePoint, ...]
+    matvec_single: tuple[RatePoint, ...]
+    matmul_flops_per_s: float
+    op_overhead_s: float
+    dequantize_bytes_per_s: Mapping[str, float] = field(default_factory=dict)  # quantised bytes, by quant type
+    gpu: GpuRates | None = None
+    residuals: Mapping[str, Residual] = field(default_factory=dict)
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """RAM bandwidth with all threads."""
+        return self.read_rate(self.threads)
+
+    def read_rate(self, threads: int) -> float:
+        """RAM bandwidth with `threads` threads, bytes a second."""
+        return _interpolate(self.read, threads)
+
+    def matvec_rate(self, working_set_bytes: float, threads: int) -> float:
+        """Bytes of float32 matrices a second in products with one vector; between one and all threads in proportion."""
+        single, every = (_interpolate(curve, working_set_bytes) for curve in (self.matvec_single, self.matvec))
+        share = (threads - 1) / (self.threads - 1) if self.threads > 1 else 0.0
+        return single + min(share, 1.0) * (every - single)
+
+    def residual(self, keys: Iterable[str]) -> Residual:
+        """The correction under the first of `keys` that has one."""
+        return next((self.residuals[key] for key in keys if key in self.residuals), Residual(1.0, 0))
+
+
+def load_or_measure(path: Path | None = None) -> Profile:
+    """The stored profile of this machine, measured and stored where there is none that fits."""
+    path = path or cache_folder() / "profile.json"
+    profile = _load(path)
+    if profile is None:
+        profile = measure_apart()
+        save(profile, path)
+    return profile
+
+
+def measure_apart() -> Profile:
+    """`measure` in a process of its own, so that its memory does not count as this one's."""
+    code = "from planner import document, profile; print(document.dumps(profile.measure()))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_MEASURING_LIMIT_S, check=True
+        )
+        return document.loads(Profile, done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        log.warning("measuring in a process of its own failed (%s): measuring in this one", error)
+        return measure()
+
+
+def measure() -> Profile:
+    """Measure this machine now: about a second; takes no more than a quarter of the free RAM, 128 MiB as a rule."""
+    threads = available_threads()
+    buffer = bandwidth.make_buffer(min(bandwidth.buffer_bytes(), psutil.virtual_memory().available // 4))
+    counts = sorted({1, threads} | {1 << power for power in range(1, int(log2(threads)) + 1)})
+    sizes = sorted({*(size for size in WORKING_SETS_BYTES if size < buffer.nbytes), buffer.nbytes})
+    return Profile(
+        version=FORMAT_VERSION,
+        cpu_name=cpu_name(),
+        software=_software(),
+        physical_cores=psutil.cpu_count(logical=False) or threads,
+        threads=threads,
+        read=tuple(RatePoint(count, bandwidth.read_rate(buffer, count)) for count in counts),
+        matvec=tuple(RatePoint(size, bandwidth.matvec_rate(buffer, size, threads)) for size in sizes),
+        matvec_single=tuple(RatePoint(size, bandwidth.matvec_rate(buffer, size, 1)) for size in sizes),
+        matmul_flops_per_s=bandwidth.matmul_flops(threads),
+        op_overhead_s=bandwidth.small_operation_seconds(),
+    )
+
+
+def with_dequantize_rates(profile: Profile, quant_types: Iterable[QuantType], path: Path | None = None) -> Profile:
+    """`profile` with the reference dequantizer's rate for each of `quant_types`; new ones are measured and stored."""
+    missing = [kind for kind in quant_types if kind.is_known and kind.name not in profile.dequantize_bytes_per_s]
+    if not missing:
+        return profile
+    rates = dict(profile.dequantize_bytes_per_s)
+    for kind in missing:
+        columns = kind.block_size * max(1, 4096 // kind.block_size)
+        data = np.full((_DEQUANTIZE_BYTES // kind.row_bytes(columns), kind.row_bytes(columns)), _SAMPLE_BYTE, np.uint8)
+        rates[kind.name] = bandwidth.conversion_rate(lambda rows, kind=kind: dequantize(rows, kind), data)  # type: ignore[misc]
+    profile = replace(profile, dequantize_bytes_per_s=rates)
+    save(profile, path)
+    return profile
+
+
+def with_gpu_rates(profile: Profile, gpu: GpuCapabilities, path: Path | None = None) -> Profile:
+    """`profile` with the rates of `gpu`, measured and stored where they are not known yet."""
+    if profile.gpu is not None and profile.gpu.name == gpu.name:
+        return profile
+    profile = replace(profile, gpu=measure_rates(gpu.name, gpu.torch_device))
+    save(profile, path)
+    return profile
+
+
+def record_observation(
+    profile: Profile, keys: Iterable[str], *, predicted_s: float, measured_s: float, path: Path | None = None
+) -> Profile:
+    """Fold one run into the corrections under `keys` and store them.
+
+    `predicted_s` is the prediction *without* correction, per token. The average is geometric, its newest run weighing
+    half, and bounded to 0.2..5: one disturbed run must not spoil the next plans.
+    """
+    if not (predicted_s > 0 and measured_s > 0):
+        raise ValueError(f"times must be positive, not {predicted_s} s predicted and {measured_s} s measured")
+    low, high = RESIDUAL_LIMITS
+    newest = min(max(measured_s / predicted_s, low), high)
+    residuals = dict(profile.residuals)
+    for key in keys:
+        old = residuals.get(key, Residual(newest, 0))
+        factor = exp((1 - _RESIDUAL_WEIGHT) * ln(old.factor) + _RESIDUAL_WEIGHT * ln(newest))
+        residuals[key] = Residual(min(max(factor, low), high), old.runs + 1)
+    profile = replace(profile, residuals=residuals)
+    save(profile, path)
+    return profile
+
+
+def cache_folder() -> Path:
+    """Where strata keeps what it can make again: `$XDG_CACHE_HOME/strata`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return folder / "strata"
+
+
+def save(profile: Profile, path: Path | None = None) -> None:
+    """Store `profile` as a whole or not at all; a folder that cannot be written is logged, not an error."""
+    path = path or cache_folder() / "profile.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(document.dumps(profile))
+                file.close()
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        log.info("the profile is not kept: cannot write %s (%s)", path, error.strerror)
+
+
+def available_threads(root: Path = Path("/")) -> int:
+    """Threads worth starting: the physical cores this process may use, within its control group's CPU time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or allowed
+    quota = cgroup_cpu_quota(root)
+    return max(1, min(allowed, physical, ceil(quota) if quota else allowed))
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name as the system tells it."""
+    try:
+        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    except OSError as error:
+        log.debug("no processor name from the kernel: %s", error)
+    return platform.processor() or platform.machine()
+
+
+def _load(path: Path) -> Profile | None:
+    """The profile stored at `path` if it is this machine's and this software's."""
+    try:
+        profile = document.loads(Profile, path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        log.info("no profile of this machine yet: measuring it")
+        return None
+    except (OSError, ValueError) as error:
+        log.info("the profile %s cannot be used (%s): measuring again", path, error)
+        return None
+    here = (FORMAT_VERSION, cpu_name(), _software(), available_threads())
+    if (profile.version, profile.cpu_name, profile.software, profile.threads) != here:
+        log.info("the profile %s is of another machine or other software: measuring again", path)
+        return None
+    curves = (profile.read, profile.matvec, profile.matvec_single)
+    if not all(curves) or any(point.at <= 0 or point.bytes_per_s <= 0 for curve in curves for point in curve):
+        log.info("the profile %s holds rates that cannot be: measuring again", path)
+        return None
+    return profile
+
+
+def _software() -> str:
+    """Versions that decide the rates."""
+    versions = " ".join(f"{name} {metadata.version(name)}" for name in ("strata", "numpy", "torch"))
+    return f"{versions} python {platform.python_version()} {sys.platform}"
+
+
+def _interpolate(curve: tuple[RatePoint, ...], at: float) -> float:
+    """The rate at `at`: between two points along the logarithm of the size, beyond the ends as at the ends."""
+    for low, high in pairwise(curve):
+        if at < high.at:
+            share = (ln(max(at, low.at)) - ln(low.at)) / (ln(high.at) - ln(low.at))
+            return low.bytes_per_s + share * (high.bytes_per_s - low.bytes_per_s)
+    return curve[-1].bytes_per_s

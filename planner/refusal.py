@@ -1,0 +1,63 @@
+"""Says why a model does not fit: what is needed and what for, what there is, and the nearest thing that does fit.
+
+Knows nothing about how plans are searched.
+"""
+
+from offload.errors import DoesNotFitError
+from planner.budget import Budget, format_size
+from planner.model_shape import ModelShape
+from planner.plan import MemoryNeeds
+
+# Common types with their bits a weight in whole models, as llama.cpp's table of its quantisations gives them for an
+# 8B Llama, rounded up; larger first.
+COMMON_TYPES = {"Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0, "Q2_K": 3.2}
+
+
+def refusal(
+    path: str,
+    shape: ModelShape,
+    budget: Budget,
+    needs: MemoryNeeds,
+    *,
+    context_tokens: int,
+    fitting_context_tokens: int | None,
+) -> DoesNotFitError:
+    """The error for a model whose smallest `needs` of RAM, at `context_tokens`, are beyond `budget`.
+
+    `fitting_context_tokens` is the longest context that would fit, None where no context does.
+    """
+    needed = format_size(needs.needed_bytes)
+    if fitting_context_tokens is not None:
+        hint = f"a context of {fitting_context_tokens} tokens fits: -c {fitting_context_tokens}"
+    else:
+        hint = f"{needed} of RAM would do"
+        if smaller := smaller_type(shape, needs, budget.ram_bytes):
+            hint += f", or this model as {smaller} or smaller"
+    return DoesNotFitError(
+        f"{path} with {context_tokens} tokens of context needs {needed} of RAM, "
+        f"{format_size(budget.ram_bytes)} may be used ({budget.ram_source}): {_breakdown(needs)}",
+        needed_bytes=needs.needed_bytes,
+        available_bytes=budget.ram_bytes,
+        hint=hint,
+    )
+
+
+def smaller_type(shape: ModelShape, needs: MemoryNeeds, available_bytes: int) -> str | None:
+    """The largest common quant type, smaller than the file's mix, in which the weights would fit; None without one."""
+    room = available_bytes - (needs.needed_bytes - needs.weights_bytes)
+    now = 8 * shape.num_bytes / max(shape.num_parameters, 1)
+    fitting = (name for name, bits in COMMON_TYPES.items() if bits < now and shape.num_parameters * bits / 8 <= room)
+    return next(fitting, None)
+
+
+def _breakdown(needs: MemoryNeeds) -> str:
+    parts = (
+        ("weights", needs.weights_bytes),
+        ("KV cache", needs.kv_bytes),
+        ("activations", needs.activations_bytes),
+        ("buffers", needs.buffers_bytes),
+        ("vocabulary", needs.vocabulary_bytes),
+        ("libraries", needs.process_bytes),
+        ("margin", needs.margin_bytes),
+    )
+    return ", ".join(f"{name} {format_size(num_bytes)}" for name, num_bytes in parts if num_bytes)
