@@ -23,6 +23,11 @@ _KIND_NAMES = {
     UnitKind.SHARED_EXPERT: "shared expert",
     UnitKind.OTHER: "other",
 }
+_FORM_NAMES = {
+    WeightsForm.FLOAT32: "float32",
+    WeightsForm.QUANTISED: "as in the file, made float32 on use",
+    WeightsForm.PACKED: "as in the file",
+}
 _BAR_WIDTH = 40
 _INDENT = 6
 _SEGMENTS = (
@@ -59,7 +64,7 @@ def render_plan(console: Console, plan: Plan) -> None:
     ):
         if needs.needed_bytes:
             _print_bar(console, tier, needs, available, plan.budget)
-    form = "float32" if settings.weights_form is WeightsForm.FLOAT32 else "as in the file, made float32 on use"
+    form = _FORM_NAMES[settings.weights_form]
     where = f"{settings.threads} {_plural(settings.threads, 'thread')}" if settings.device == "cpu" else settings.device
     console.print(f"weights {form} · context {settings.context_tokens} tokens · {where}")
     console.print(_prediction_line(plan.predicted))

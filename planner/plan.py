@@ -20,10 +20,12 @@ FORMAT_VERSION = 1
 
 
 class WeightsForm(StrEnum):
-    """How weights are held: as float32 made once while loading, or as in the file and made float32 on every use."""
+    """How weights are held: as float32 made once while loading; as in the file and made float32 on every use; or in the
+    file's own numbers, packed for kernels that multiply with them as they are."""
 
     FLOAT32 = "float32"
     QUANTISED = "quantised"
+    PACKED = "packed"
 
 
 class Bottleneck(StrEnum):

@@ -6,7 +6,7 @@ as in the file if not. Refuses before anything is loaded. Reads no tensor data.
 Invariant: a plan's needs, margins included, are within its budget in every memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cpu_kernels.reference.dequantize import dequantizable
@@ -39,7 +39,19 @@ MAX_CONTEXT_TOKENS = 1 << 24
 # Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
 # one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
 SHARED_PRODUCT_BYTES = 1 << 20
+SEQUENTIAL, LLAMA_CPP = "sequential", "llama.cpp"
 _CONTEXT_STEP = 64
+
+_Way = tuple[Device, WeightsForm]
+# What each loop can do, the quickest first.
+WAYS: Mapping[str, tuple[_Way, ...]] = {
+    SEQUENTIAL: (
+        (Device.GPU, WeightsForm.FLOAT32),
+        (Device.CPU, WeightsForm.FLOAT32),
+        (Device.CPU, WeightsForm.QUANTISED),
+    ),
+    LLAMA_CPP: ((Device.GPU, WeightsForm.PACKED), (Device.CPU, WeightsForm.PACKED)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ def plan_here(
     context_tokens: int | None = None,
     threads: int | None = None,
     budget: Budget | None = None,
-    loop: str = "sequential",
+    loop: str = SEQUENTIAL,
     prompt_tokens: int | None = None,
 ) -> Plan:
     """`make_plan` for this machine as it is now: GPU, profile and, where none is given, the budget are measured."""
@@ -84,7 +96,7 @@ def make_plan(
     context_tokens: int | None = None,
     threads: int | None = None,
     gpu: GpuCapabilities | None = None,
-    loop: str = "sequential",
+    loop: str = SEQUENTIAL,
     prompt_tokens: int | None = None,
 ) -> Plan:
     """The plan for `gguf` within `budget`; `prompt_tokens` is the prompt length that speed is predicted for.
@@ -93,9 +105,13 @@ def make_plan(
     with what would fit, UnsupportedModelError for a quant type that cannot be computed with.
     """
     _check_request(context_tokens, threads, prompt_tokens)
+    if loop not in WAYS:
+        raise RequestError(f"there is no loop {loop!r}", hint=f"choose one of {', '.join(WAYS)}")
     shape = ModelShape.from_gguf(gguf)
-    _check_types(gguf)
-    choice = _choose(gguf, shape, budget, context_tokens, gpu)
+    if loop != LLAMA_CPP:
+        _check_types(gguf)
+    ways = [way for way in WAYS[loop] if way[0] is Device.CPU or gpu is not None]
+    choice = _choose(gguf, shape, budget, context_tokens, ways)
     if choice.device is Device.GPU and gpu is not None:
         profile = with_gpu_rates(profile, gpu)
     if choice.form is WeightsForm.QUANTISED:
@@ -144,25 +160,22 @@ def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
 
 
 def _choose(
-    gguf: GGUFFile, shape: ModelShape, budget: Budget, context_tokens: int | None, gpu: GpuCapabilities | None
+    gguf: GGUFFile, shape: ModelShape, budget: Budget, context_tokens: int | None, ways: Sequence[_Way]
 ) -> _Choice:
-    """The best way to hold the model that fits; DoesNotFitError where there is none."""
+    """The first way to hold the model that fits; DoesNotFitError where there is none. The last one takes least RAM."""
     wanted = context_tokens or min(shape.context_length, DEFAULT_CONTEXT_TOKENS)
-    ways = [(Device.CPU, WeightsForm.FLOAT32), (Device.CPU, WeightsForm.QUANTISED)]
-    if gpu is not None:
-        ways.insert(0, (Device.GPU, WeightsForm.FLOAT32))
     for device, form in ways:
         choice = _fit(shape, budget, device, form, wanted)
         if choice is not None:
             return choice
-    shorter = _longest_context(shape, budget, wanted)
+    shorter = _longest_context(shape, budget, form, wanted)
     if context_tokens is None and shorter is not None:
         return shorter
     smallest = memory_needs(
         shape,
         budget,
-        Device.CPU,
-        WeightsForm.QUANTISED,
+        device,
+        form,
         context_tokens=wanted,
         chunk_tokens=min(MIN_CHUNK_TOKENS, wanted),
     )
@@ -188,12 +201,12 @@ def _fit(shape: ModelShape, budget: Budget, device: Device, form: WeightsForm, c
         chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
 
 
-def _longest_context(shape: ModelShape, budget: Budget, below: int) -> _Choice | None:
-    """The longest context of at most `below` tokens that fits with weights as in the file, in steps of 64."""
+def _longest_context(shape: ModelShape, budget: Budget, form: WeightsForm, below: int) -> _Choice | None:
+    """The longest context of at most `below` tokens that fits with weights in `form`, in steps of 64."""
     best, low, high = None, 1, below // _CONTEXT_STEP
     while low <= high:
         middle = (low + high) // 2
-        choice = _fit(shape, budget, Device.CPU, WeightsForm.QUANTISED, middle * _CONTEXT_STEP)
+        choice = _fit(shape, budget, Device.CPU, form, middle * _CONTEXT_STEP)
         if choice is None:
             high = middle - 1
         else:

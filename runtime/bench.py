@@ -82,7 +82,7 @@ def as_row(engine: Engine, result: BenchResult) -> dict[str, Any]:
         "model_type": plan.model.architecture,
         "model_size": plan.model.byte_size,
         "model_n_params": plan.model.num_parameters,
-        "backend": f"strata {plan.settings.loop}",
+        "backend": plan.settings.loop,
         "n_threads": plan.settings.threads,
         "n_prompt": result.test.prompt_tokens,
         "n_gen": result.test.generated_tokens,

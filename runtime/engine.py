@@ -21,7 +21,7 @@ from planner.budget import Budget
 from planner.cost import record_run
 from planner.plan import Measurement, Plan
 from planner.solve import plan_here
-from runtime.backend import EngineName, make_executor
+from runtime.backend import make_executor
 from runtime.chat_template import ChatTemplate
 from runtime.executor.base import Step
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
@@ -50,7 +50,8 @@ class _Sized:
 class Engine:
     """Loads a GGUF file by a plan and answers prompts; a context manager.
 
-    `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner.
+    `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner;
+    `loop` "sequential" is the reference, "llama.cpp" computes by llama-cpp-python (the extra `peer`).
     """
 
     def __init__(
@@ -62,7 +63,6 @@ class Engine:
         threads: int | None = None,
         budget: Budget | None = None,
         loop: str = "sequential",
-        engine: EngineName = "strata",
         chat_template: str | None = None,
         text: ModelText | None = None,
         on_load: Progress | None = None,
@@ -72,7 +72,7 @@ class Engine:
         self.plan = plan or plan_here(
             self._gguf, context_tokens=context_tokens, threads=threads, budget=budget, loop=loop
         )
-        self.executor = make_executor(self._gguf, self.plan, engine=engine, on_load=on_load)
+        self.executor = make_executor(self._gguf, self.plan, on_load=on_load)
         self.measured: Measurement | None = None
 
     @property

@@ -41,7 +41,7 @@ def running(
         render_plan(console, plan)
         console.print()
     with progress("loading") as report:
-        engine = Engine(gguf, plan, engine=launch.engine.value, text=text, on_load=report)
+        engine = Engine(gguf, plan, text=text, on_load=report)
     with engine:
         yield engine
 
@@ -56,7 +56,7 @@ def running_engine(launch: LaunchOptions, *, quiet: bool) -> Iterator[Engine]:
 def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None) -> Plan:
     """The plan of the plan file, which must be of this model, or the planner's."""
     if launch.plan_file is None:
-        return plan_by(launch, gguf, prompt_tokens=prompt_tokens)
+        return plan_by(launch, gguf, loop=launch.loop_name, prompt_tokens=prompt_tokens, on_this_machine=True)
     plan = Plan.from_json(read_text_file(launch.plan_file)).checked_for(gguf)
     return plan if prompt_tokens is None else for_prompt(plan, gguf, prompt_tokens)
 

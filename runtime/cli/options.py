@@ -80,6 +80,11 @@ class LaunchOptions(PlanOptions):
         _option(_MODEL_PANEL, "--chat-template-file", help="Jinja template in place of the file's own."),
     ] = None
 
+    @property
+    def loop_name(self) -> str:
+        """The loop that the planner is asked for: another engine's own where one was chosen."""
+        return self.loop.value if self.engine is EngineChoice.STRATA else self.engine.value
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -93,7 +98,8 @@ class SamplingOptions:
     presence_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--presence-penalty", help="0 is off.")] = 0.0
     frequency_penalty: Annotated[float, _option(_SAMPLING_PANEL, "--frequency-penalty", help="0 is off.")] = 0.0
     seed: Annotated[
-        int | None, _option(_SAMPLING_PANEL, "-s", "--seed", help="Same seed, same text; -1 is random [default: random].")
+        int | None,
+        _option(_SAMPLING_PANEL, "-s", "--seed", help="Same seed, same text; -1: random, as without it."),
     ] = None
     stop: Annotated[
         list[str], _option(_SAMPLING_PANEL, "--stop", help="End the answer before this text; may be repeated.")

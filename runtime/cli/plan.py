@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Show where a model would run here, and how fast."""
     with GGUFFile.open(model_path(options.model)) as gguf:
-        plan = plan_by(options, gguf, prompt_tokens=prompt_tokens)
+        plan = plan_by(options, gguf, loop=options.loop.value, prompt_tokens=prompt_tokens)
     if save is not None:
         try:
             save.write_text(plan.to_json() + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Sequence
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any, Literal
 
@@ -60,10 +61,12 @@ class LlamaCppExecutor:
     def __init__(self, gguf: GGUFFile, plan: Plan) -> None:
         self._library = lib = load_library()
         lib.llama_backend_init()
+        log.warning("computed by llama.cpp %s, placed by strata's plan", version("llama-cpp-python"))
         self._log_callback = _keep_quiet(lib)
         layers = {placement.layer for placement in plan.placements if placement.tier is Tier.GPU}
         model_params = lib.llama_model_default_params()
         model_params.n_gpu_layers = len(layers)
+        model_params.use_mmap = False  # what the plan counts as held is held
         self._model = lib.llama_model_load_from_file(str(gguf.path).encode(), model_params)
         if not self._model:
             raise UnsupportedModelError(f"llama.cpp cannot load {gguf.path}", hint="run again with -vv for its log")

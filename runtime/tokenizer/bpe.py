@@ -16,13 +16,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence
 from tokenizers.pre_tokenizers import PreTokenizer as Splitter
 from tokenizers.pre_tokenizers import Split as SplitBy
 
-from offload.errors import ModelFormatError
 from offload.gguf import GGUFFile
 from runtime.tokenizer.pretokenizers import PreTokenizer
-from runtime.tokenizer.vocabulary import Vocabulary, wrong
+from runtime.tokenizer.vocabulary import SPACE, Vocabulary, wrong
 
 MERGES_KEY: Final = "tokenizer.ggml.merges"
-SPACE: Final = "▁"
 
 
 class ByteLevelBPE:
@@ -88,8 +86,8 @@ def _word_encoder(gguf: GGUFFile, vocabulary: Vocabulary, pre_tokenizer: PreToke
             ignore_merges=pre_tokenizer.ignore_merges,
             byte_fallback=not pre_tokenizer.byte_level,
         )
-    except Exception as error:
-        raise _bad_merge(gguf, vocabulary, merges) or error from error
+    except Exception as error:  # the library raises nothing narrower
+        raise wrong(gguf, MERGES_KEY, _what_is_wrong(vocabulary, merges) or f"cannot be used: {error}") from error
     encoder = WordEncoder(model)
     steps: list[Splitter] = [SplitBy(Regex(split.pattern), split.behavior) for split in pre_tokenizer.splits]
     if pre_tokenizer.byte_level:
@@ -110,12 +108,12 @@ def _read_merges(gguf: GGUFFile) -> list[tuple[str, str]]:
     return [(left, right) for left, _, right in map(str.partition, lines, repeat(" "))]
 
 
-def _bad_merge(gguf: GGUFFile, vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> ModelFormatError | None:
-    """The error for the first merge that is not two tokens which together are a token."""
+def _what_is_wrong(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> str | None:
+    """The first merge that is not two tokens which together are a token, in words."""
     ids = vocabulary.ids
     for left, right in merges:
         if left not in ids or right not in ids or left + right not in ids:
-            return wrong(gguf, MERGES_KEY, f"holds '{left} {right}': not two tokens that together are a token")
+            return f"holds '{left} {right}': not two tokens that together are a token"
     return None
 
 

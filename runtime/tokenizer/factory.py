@@ -12,7 +12,7 @@ from offload.errors import UnsupportedModelError
 from offload.gguf import GGUFFile
 from runtime.tokenizer.base import Algorithm
 from runtime.tokenizer.bpe import ByteLevelBPE, PlainBPE, pre_name
-from runtime.tokenizer.pretokenizers import pre_tokenizer
+from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 from runtime.tokenizer.sentencepiece import SentencePieceBPE
 from runtime.tokenizer.unigram import Unigram
 from runtime.tokenizer.vocabulary import Defaults, Vocabulary, read_vocabulary
@@ -29,7 +29,12 @@ def _load_bpe(gguf: GGUFFile, name: str) -> Loaded:
         logger.warning(
             "%s names no pre-tokenizer (tokenizer.ggml.pre); using 'default', which may cut text wrongly", gguf.path
         )
-    rules = pre_tokenizer(name or "default")
+    rules = PRE_TOKENIZERS.get(name or "default")
+    if rules is None:
+        raise UnsupportedModelError(
+            f"{gguf.path}: pre-tokenizer {name!r} (tokenizer.ggml.pre) is not supported",
+            hint=f"supported are {', '.join(sorted(PRE_TOKENIZERS))}",
+        )
     vocabulary = read_vocabulary(gguf, Defaults(add_bos=rules.add_bos))
     if rules.newline_tokens:  # Gemma 4 files say no, and mean yes
         vocabulary = replace(vocabulary, add_bos=True)

@@ -14,10 +14,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Final
 
-from runtime.tokenizer.vocabulary import Vocabulary
-
-SPACE: Final = "▁"
-"""What a space is written as inside of tokens."""
+from runtime.tokenizer.vocabulary import SPACE, Vocabulary
 
 _CACHED_PARTS: Final = 1 << 16
 _CACHED_CHARACTERS: Final = 64

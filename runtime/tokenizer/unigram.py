@@ -11,9 +11,8 @@ import numpy as np
 
 from offload.gguf import GGUFFile
 from runtime.tokenizer.charsmap import CharacterMap
-from runtime.tokenizer.vocabulary import TokenKind, Vocabulary
+from runtime.tokenizer.vocabulary import SPACE, TokenKind, Vocabulary
 
-SPACE: Final = "▁"
 _UNKNOWN_PENALTY: Final = 10.0
 """How much worse than the worst token an unknown character scores."""
 

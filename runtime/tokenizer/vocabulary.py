@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from offload.errors import ModelFormatError
 from offload.gguf import GGUFFile
 
+SPACE: Final = "▁"
+"""What a space is written as inside of tokens, except in GPT-2's byte alphabet."""
+
 TOKENS_KEY: Final = "tokenizer.ggml.tokens"
 FIM_KEYS: Final = (
     *((role, f"fim_{role}") for role in ("pre", "suf", "mid", "pad", "rep", "sep")),

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from offload.gguf import GGUFFile
-from runtime.tokenizer.vocabulary import Vocabulary
+from runtime.tokenizer.vocabulary import SPACE, Vocabulary
 
-SPACE: Final = "▁"
 WHITESPACE: Final = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | frozenset(
     map(chr, range(0x2000, 0x200B))
 )
