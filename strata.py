@@ -1,10 +1,10 @@
 """strata runs language models across the GPU memory, RAM and flash of one machine: the names for scripts.
 
-    from strata import Engine
+from strata import Engine
 
-    with Engine("model.gguf") as engine:
-        for piece in engine.generate("Once upon a time", max_tokens=64):
-            print(piece.text, end="")
+with Engine("model.gguf") as engine:
+    for piece in engine.generate("Once upon a time", max_tokens=64):
+        print(piece.text, end="")
 """
 
 from offload.errors import (
