@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 # torch first and by its exact version, so that no CUDA build is drawn in where there is no GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/strata demo
+	$(BIN)/strata run -m demo -p "Once upon a time" -n 160 --temp 0.7 --seed 1
 
 check: install
 	$(BIN)/ruff check .
@@ -27,4 +27,4 @@ test: install
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 bench: install
-	$(BIN)/strata bench
+	$(BIN)/strata bench -m demo
