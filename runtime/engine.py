@@ -131,6 +131,8 @@ class Engine:
             max_tokens=max_tokens,
         )
         total = generation.timing.prompt_tokens
+        if on_prefill is not None:
+            on_prefill(0, total)
         try:
             while not generation.finished:
                 if cancelled is not None and cancelled.is_set() and generation.wind_up():

@@ -28,14 +28,26 @@ def set_up_logging(verbosity: int) -> None:
     logger.propagate = False
 
 
+LEAST_SHOWN = {"bytes": 64 << 20, "tokens": 128, "runs": 1, "lines": 1}
+
+
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Report]:
-    """A bar with the time that remains; yields a function that takes (done, total)."""
+    """A bar with the time that remains, for work long enough to wait for; yields a function of (done, total)."""
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=None)
+
+    def report(done: int, total: int) -> None:
+        if total >= LEAST_SHOWN[unit] and not bar.live.is_started:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
 
 
 def write_text(text: str) -> None:

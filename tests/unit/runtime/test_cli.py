@@ -225,3 +225,37 @@ def test_batch_answers_a_file(run, tmp_path):
     again = run(*arguments)
     assert "3 done before" in again.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+def test_row_08_inspect_shows_a_file_that_cannot_be_run(run, tmp_path):
+    from tests.support import gguf_bytes as raw
+
+    file = raw.GGUFBytes()
+    file.value("general.architecture", raw.STRING, "nobody_knows")
+    file.tensor("strange.weight", 99, (32, 2), b"\0" * 64)
+    path = tmp_path / "strange.gguf"
+    path.write_bytes(file.build())
+    shown = run("inspect", str(path), "--tensors")
+    assert shown.code == 0
+    assert "type 99" in shown.stdout
+    assert "nobody_knows" in shown.stdout
+    assert json.loads(run("inspect", str(path), "--json").stdout)["tensors"][0]["type"] == "type 99"
+    refused = run("run", "-m", str(path), "-p", "x")
+    assert refused.code == 1
+    assert "Traceback" not in refused.stderr
+
+
+def test_progress_shows_long_work_on_a_terminal_only(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from runtime.cli import console as module
+
+    for terminal, total, shown in ((True, 1 << 30, True), (True, 100, False), (False, 1 << 30, False)):
+        screen = io.StringIO()
+        monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=terminal))
+        with module.progress("loading") as report:
+            report(0, total)
+            report(total, total)
+        assert ("loading" in screen.getvalue()) is shown

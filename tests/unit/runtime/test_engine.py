@@ -104,7 +104,7 @@ def test_progress_of_a_long_prompt_is_told(tmp_path):
         object.__setattr__(engine.plan.settings, "prefill_chunk_tokens", 8)
         ids = list(range(100, 130))
         list(engine.generate(ids, max_tokens=1, on_prefill=lambda done, total: told.append((done, total))))
-    assert told == [(8, 30), (16, 30), (24, 30)]
+    assert told == [(0, 30), (8, 30), (16, 30), (24, 30)]
 
 
 def test_logits_are_float32_of_every_token(demo_engine):
