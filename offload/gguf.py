@@ -7,12 +7,13 @@ read by position, never memory-mapped. A file may be read from several threads a
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.closing import Closing
 from offload.gguf_access import REQUIRED, MetadataAccess
 from offload.gguf_header import GGUFHeader, read_header
 from offload.gguf_shards import open_shards
@@ -23,7 +24,7 @@ from offload.gguf_values import MetadataValue, StringArray
 __all__ = ["REQUIRED", "GGUFFile", "MetadataValue", "StringArray", "TensorInfo"]
 
 
-class GGUFFile(MetadataAccess):
+class GGUFFile(MetadataAccess, Closing):
     """An open model and a context manager; `metadata` is the first shard's, `tensors` all shards' in file order."""
 
     def __init__(self, path: Path, sources: tuple[ByteSource, ...], headers: tuple[GGUFHeader, ...]) -> None:
@@ -77,11 +78,3 @@ class GGUFFile(MetadataAccess):
         """Closes the files; may be called twice."""
         for source in self._sources:
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

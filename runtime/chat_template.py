@@ -16,9 +16,9 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final
 
+from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from runtime.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ _FAILURES: Final = {
 }
 
 
-class ChatTemplate:
+class ChatTemplate(Closing):
     """A template and the process that renders it; started at the first use and kept. Safe to share between threads."""
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", timeout_s: float = 4.0) -> None:
@@ -114,14 +114,6 @@ class ChatTemplate:
         """Ends the helper process; may be called twice, and rendering starts a new one."""
         with self._lock:
             self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _exchange(self, data: bytes) -> dict[str, Any]:
         """Sends a request and waits for its answer; a helper that gives none in time is ended."""

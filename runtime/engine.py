@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from planner.budget import Budget
@@ -47,7 +47,7 @@ class _Sized:
     rows: int
 
 
-class Engine:
+class Engine(Closing):
     """Loads a GGUF file by a plan and answers prompts; a context manager.
 
     `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner;
@@ -210,14 +210,6 @@ class Engine:
         self.executor.close()
         self.text.close()
         self._gguf.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _advance(self, generations: Sequence[Generation]) -> list[Piece | None]:
         """One step of every sequence."""

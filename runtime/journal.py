@@ -13,16 +13,16 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from offload.closing import Closing
 from offload.errors import FlashError, RequestError
 
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 _RECORD_START = b'{"id": '
 
 
-class Journal:
+class Journal(Closing):
     """An open journal; `done` maps the id of every record in it to its `request_sha256`."""
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -74,14 +74,6 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self) -> int:
         """A descriptor of the file, which is made if need be."""

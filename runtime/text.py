@@ -4,16 +4,16 @@ Knows nothing of weights, plans or logits; opening it costs the file's header al
 """
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from runtime.chat_template import ChatTemplate
 from runtime.tokenizer import Tokenizer
 
 
-class ModelText:
+class ModelText(Closing):
     """Tokenizer and chat template of `gguf`; `chat_template` (Jinja source) goes before the file's own."""
 
     def __init__(self, gguf: GGUFFile, *, chat_template: str | None = None) -> None:
@@ -51,11 +51,3 @@ class ModelText:
         """End the template's helper process."""
         if self.chat_template is not None:
             self.chat_template.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
