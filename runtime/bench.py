@@ -6,7 +6,7 @@ one), each after `depth` tokens of context; random token ids, so that no text de
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,28 +56,30 @@ class BenchResult:
 
 
 def measure(
-    engine: Engine, test: BenchTest, *, repetitions: int, on_repetition: Callable[[int, int], None]
-) -> BenchResult:
-    """Run a test once to warm up and then `repetitions` times."""
-    if test.rows > engine.context_tokens:
-        raise RequestError(
-            f"{test.name} needs {test.rows} tokens of context; the plan reserves {engine.context_tokens}",
-            hint=f"give -c {test.rows}",
-        )
-    ids = np.random.default_rng(1).integers(0, engine.tokenizer.vocab_size, test.rows).tolist()
-    rates = []
+    engines: Sequence[Engine], test: BenchTest, *, repetitions: int, on_repetition: Callable[[int, int], None]
+) -> list[BenchResult]:
+    """Run a test once on each engine to warm up and then `repetitions` times, the engines in turn."""
+    for engine in engines:
+        if test.rows > engine.context_tokens:
+            raise RequestError(
+                f"{test.name} needs {test.rows} tokens of context; the plan reserves {engine.context_tokens}",
+                hint=f"give -c {test.rows}",
+            )
+    ids = np.random.default_rng(1).integers(0, engines[0].tokenizer.vocab_size, test.rows).tolist()
+    rates: list[list[float]] = [[] for _ in engines]
     for repetition in range(repetitions + 1):
-        seconds = _seconds(engine, test, ids)
-        if repetition:
-            rates.append((test.prompt_tokens + test.generated_tokens) / seconds)
+        for engine, samples in zip(engines, rates, strict=True):
+            seconds = _seconds(engine, test, ids)
+            if repetition:
+                samples.append((test.prompt_tokens + test.generated_tokens) / seconds)
         on_repetition(repetition, repetitions)
-    return BenchResult(test, tuple(rates))
+    return [BenchResult(test, tuple(samples)) for samples in rates]
 
 
-def as_row(engine: Engine, result: BenchResult) -> dict[str, Any]:
-    """The result with llama-bench's column names."""
+def as_row(engine: Engine, result: BenchResult, peer: BenchResult | None = None) -> dict[str, Any]:
+    """The result with llama-bench's column names; with a peer its speed, and the median ratio of the pairs."""
     plan = engine.plan
-    return {
+    row = {
         "model_filename": plan.model.path,
         "model_type": plan.model.architecture,
         "model_size": plan.model.byte_size,
@@ -92,6 +94,12 @@ def as_row(engine: Engine, result: BenchResult) -> dict[str, Any]:
         "stddev_ts": result.deviation,
         "samples_ts": list(result.tokens_per_s),
     }
+    if peer is not None:
+        pairs = zip(result.tokens_per_s, peer.tokens_per_s, strict=True)
+        row["peer_avg_ts"] = peer.average
+        row["peer_samples_ts"] = list(peer.tokens_per_s)
+        row["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
+    return row
 
 
 def _seconds(engine: Engine, test: BenchTest, ids: list[int]) -> float:

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
@@ -14,7 +15,13 @@ from offload.errors import RequestError
 from planner.budget import format_size
 from runtime.cli.console import progress, write_json, write_text
 from runtime.cli.groups import grouped
-from runtime.cli.options import LaunchOptions
+from runtime.cli.options import EngineChoice, LaunchOptions
+
+
+class Peer(StrEnum):
+    """Runtimes to be measured against."""
+
+    LLAMA_CPP = EngineChoice.LLAMA_CPP.value
 
 
 class Output(StrEnum):
@@ -34,6 +41,9 @@ def command(
     generate: Annotated[list[int], typer.Option("-n", "--n-gen", help="Answer lengths; 0 skips.")] = [64],  # noqa: B006
     depth: Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens of context before.")] = [0],  # noqa: B006
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs of each test.")] = 5,
+    peer: Annotated[
+        Peer | None, typer.Option("--peer", help="Measure it in turn on the same file (the extra `peer`).")
+    ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="Form of the table.")] = Output.MD,
 ) -> None:
     """Measure how fast a model runs here."""
@@ -48,11 +58,15 @@ def command(
         raise RequestError("nothing to measure: every length is 0")
     launch = replace(launch, context=launch.context or max(test.rows for test in tests))
     rows = []
-    with running_engine(launch, quiet=True) as running:
+    with ExitStack() as stack:
+        engines = [stack.enter_context(running_engine(launch, quiet=True))]
+        if peer is not None:
+            other = replace(launch, engine=EngineChoice(peer.value))
+            engines.append(stack.enter_context(running_engine(other, quiet=True)))
         for test in tests:
             with progress(test.name, unit="runs") as report:
-                result = measure(running, test, repetitions=repetitions, on_repetition=report)
-            rows.append(as_row(running, result))
+                results = measure(engines, test, repetitions=repetitions, on_repetition=report)
+            rows.append(as_row(engines[0], *results))
     write_rows(rows, output)
 
 
@@ -63,18 +77,39 @@ def write_rows(rows: Sequence[dict[str, Any]], output: Output) -> None:
     elif output is Output.JSONL:
         write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif output is Output.CSV:
-        plain = [{key: value for key, value in row.items() if key != "samples_ts"} for row in rows]
+        plain = [{key: value for key, value in row.items() if not key.endswith("samples_ts")} for row in rows]
         writer = csv.DictWriter(sys.stdout, plain[0].keys())
         writer.writeheader()
         writer.writerows(plain)
     else:
-        lines = [
-            "| model | size | params | backend | threads | test | t/s |",
-            "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        write_text(_markdown(rows))
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """llama-bench's table, with two columns more where a peer was measured."""
+    against = "ratio" in rows[0]
+    titles = [
+        "model",
+        "size",
+        "params",
+        "backend",
+        "threads",
+        "test",
+        "t/s",
+        *(["peer t/s", "ratio"] if against else []),
+    ]
+    lines = [" | ".join(titles), " | ".join("---" if title in ("model", "backend") else "---:" for title in titles)]
+    for row in rows:
+        cells = [
+            row["model_type"],
+            format_size(row["model_size"]),
+            f"{row['model_n_params'] / 1e6:.2f} M",
+            row["backend"],
+            str(row["n_threads"]),
+            row["test"],
+            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
         ]
-        lines += [
-            f"| {row['model_type']} | {format_size(row['model_size'])} | {row['model_n_params'] / 1e6:.2f} M "
-            f"| {row['backend']} | {row['n_threads']} | {row['test']} | {row['avg_ts']:.2f} ± {row['stddev_ts']:.2f} |"
-            for row in rows
-        ]
-        write_text("\n".join(lines) + "\n")
+        if against:
+            cells += [f"{row['peer_avg_ts']:.2f}", f"{row['ratio']:.2f}"]
+        lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,6 +1,8 @@
 """llama.cpp as an executor: sequences, truncation, what goes wrong; on a stand-in for the library."""
 
 import importlib.metadata
+import json
+import statistics
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ from runtime.executor import llama_cpp as module
 from runtime.executor.base import Step
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
+from tests.support.command import strata
 from tests.support.fake_llama_cpp import FakeLlamaCpp
 
 
@@ -109,3 +112,15 @@ def test_the_library_itself_gives_the_same_text():
         assert np.argmax(ours.logits(ids), axis=1).tolist() == np.argmax(theirs.logits(ids), axis=1).tolist()
         first = [piece.token_id for piece in ours.generate(ids, max_tokens=20, sampling=greedy)]
         assert [piece.token_id for piece in theirs.generate(ids, max_tokens=20, sampling=greedy)] == first
+
+
+def test_bench_measures_a_peer_in_turn(library, capsys, monkeypatch):
+    arguments = ("bench", "-m", "demo", "-t", "1", "-p", "8", "-n", "4", "-r", "3", "--peer", "llama.cpp")
+    outcome = strata(capsys, monkeypatch, *arguments, "-o", "json")
+    for row in json.loads(outcome.stdout):
+        pairs = zip(row["samples_ts"], row["peer_samples_ts"], strict=True)
+        assert row["ratio"] == pytest.approx(statistics.median(ours / theirs for ours, theirs in pairs))
+        assert row["peer_avg_ts"] == pytest.approx(statistics.fmean(row["peer_samples_ts"]))
+    table = strata(capsys, monkeypatch, *arguments).stdout.splitlines()
+    assert table[0].endswith("| peer t/s | ratio |")
+    assert len(table) == 4
