@@ -71,8 +71,8 @@ class LlamaCppExecutor:
         if not self._model:
             raise UnsupportedModelError(f"llama.cpp cannot load {gguf.path}", hint="run again with -vv for its log")
         params = lib.llama_context_default_params()
-        params.n_ctx = plan.settings.context_tokens
-        # llama.cpp aborts where a batch could not hold a token of every sequence
+        # llama.cpp aborts where context or batch could not hold a token of every sequence
+        params.n_ctx = max(plan.settings.context_tokens, MAX_SEQUENCES)
         params.n_batch = params.n_ubatch = max(plan.settings.prefill_chunk_tokens, MAX_SEQUENCES)
         params.n_threads = params.n_threads_batch = plan.settings.threads
         params.n_seq_max = MAX_SEQUENCES
