@@ -1,0 +1,151 @@
+"""Attention of a sequence's newest tokens over its KV cache: causal, grouped queries, sliding window, softcap.
+
+Online softmax over blocks of 64 tokens (Milakov and Gimelshein, arXiv:1805.02867), begun anew in every piece of 512
+tokens; pieces are merged in rising order. Blocks and pieces lie at fixed positions and every sum is one chain in the
+order of the terms, so a query's result is the same, bit for bit, however many queries or threads work beside it, and
+whether one thread goes through all pieces (`attention_row`, for prompts) or pieces are shared out and merged by a
+second row (`split_attention_rows`, for few queries and long contexts).
+
+K and V are read once in order for all query heads of a KV head (`kv_layout`). Queries must be rotated already. Knows
+nothing about models. A tile is a group of queries: at most 32 rows, a row being one query head of one token.
+"""
+
+from functools import cache, partial
+
+from cpu_kernels.attention_traces import (
+    NO_WINDOW,
+    PIECE_TOKENS,
+    TILE_ROWS,
+    Shape,
+    state_floats,
+    trace_merge,
+    trace_piece,
+    trace_whole,
+)
+from cpu_kernels.isa import ISA
+from cpu_kernels.kv_layout import KVLayout, KVMemory
+from cpu_kernels.matrix import Matrix
+from cpu_kernels.native import float_bits
+from cpu_kernels.program import Field, Row, divided, times
+from cpu_kernels.traced import TracedOperation
+
+
+def tile_tokens(heads: int, kv_heads: int) -> int:
+    """How many tokens a tile holds: the most that `split_attention_rows` takes. ValueError for an unequal grouping."""
+    if heads % kv_heads or heads // kv_heads > TILE_ROWS:
+        raise ValueError(f"attention: {heads} heads share {kv_heads} KV heads (groups of at most {TILE_ROWS})")
+    return TILE_ROWS // (heads // kv_heads)
+
+
+def pieces_of(total_tokens: int) -> int:
+    """Pieces that hold a context of that many tokens."""
+    return -(-total_tokens // PIECE_TOKENS)
+
+
+def partial_floats(heads: int, layout: KVLayout, tokens: int) -> int:
+    """Float32 numbers of scratch that `split_attention_rows` needs for `tokens` queries at the layout's capacity."""
+    return heads * tokens * pieces_of(layout.capacity_tokens) * state_floats(layout.value_length)
+
+
+def attention_row(
+    out: Matrix,
+    queries: Matrix,
+    memory: KVMemory,
+    *,
+    tokens: Field,
+    start: Field,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    isa: ISA | None = None,
+) -> Row:
+    """out (tokens, heads * value_length) for queries (tokens, heads * key_length) at positions `start` and up.
+
+    `window`: a token sees itself and the window - 1 before it. The cache holds start + tokens tokens. For many tokens:
+    an item is one tile of one KV head.
+    """
+    layout = memory.layout
+    heads = _heads(out, queries, layout)
+    fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
+    per_tile = tile_tokens(heads, layout.kv_heads)
+    items = times(divided(tokens, per_tile), layout.kv_heads)
+    operation = _operation("whole", Shape(layout.key_length, layout.value_length, softcap is not None))
+    args = (*fixed, out.address, out.stride_bytes, tokens, start, per_tile)
+    return Row("attention", operation.address_for(isa), items, args)
+
+
+def split_attention_rows(
+    out: Matrix,
+    queries: Matrix,
+    memory: KVMemory,
+    *,
+    scratch: int,
+    tokens: Field,
+    start: Field,
+    pieces: Field,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    isa: ISA | None = None,
+) -> tuple[Row, Row]:
+    """The same for at most `tile_tokens` tokens: pieces of the context are shared out, then merged.
+
+    `pieces`: pieces_of(start + tokens); `scratch`: address of `partial_floats` numbers.
+    """
+    layout = memory.layout
+    heads = _heads(out, queries, layout)
+    if isinstance(tokens, int) and tokens > tile_tokens(heads, layout.kv_heads):
+        raise ValueError(f"split attention of {tokens} tokens; a tile holds {tile_tokens(heads, layout.kv_heads)}")
+    fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
+    shape = Shape(layout.key_length, layout.value_length, softcap is not None)
+    part, merge = _operation("piece", shape), _operation("merge", shape)
+    window_tokens = NO_WINDOW if window is None else window
+    return (
+        Row(
+            "attention_pieces",
+            part.address_for(isa),
+            times(pieces, layout.kv_heads),
+            (*fixed, scratch, 0, tokens, start, pieces),
+        ),
+        Row(
+            "attention_merge",
+            merge.address_for(isa),
+            times(tokens, heads),
+            (out.address, out.stride_bytes, scratch, heads, layout.kv_heads, pieces, start, tokens, window_tokens),
+        ),
+    )
+
+
+def _heads(out: Matrix, queries: Matrix, layout: KVLayout) -> int:
+    heads = queries.columns // layout.key_length
+    if queries.columns % layout.key_length or out.columns != heads * layout.value_length:
+        raise ValueError(f"attention: {queries.columns} query and {out.columns} output columns for {layout}")
+    tile_tokens(heads, layout.kv_heads)
+    return heads
+
+
+def _fixed_arguments(
+    queries: Matrix,
+    memory: KVMemory,
+    heads: int,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[int, ...]:
+    """Arguments 0-10 of "whole" and "piece"."""
+    if window is not None and window < 1:
+        raise ValueError(f"attention with a window of {window} tokens")
+    layout = memory.layout
+    return (
+        *(queries.address, queries.stride_bytes, memory.keys, layout.key_head_bytes),
+        *(memory.values, layout.value_head_bytes, layout.kv_heads, heads // layout.kv_heads),
+        *(float_bits(scale), NO_WINDOW if window is None else window, float_bits(softcap or 0.0)),
+    )
+
+
+@cache
+def _operation(part: str, shape: Shape) -> TracedOperation:
+    trace = {"whole": trace_whole, "piece": trace_piece, "merge": trace_merge}[part]
+    name = f"attention_{part}_{shape.key_length}_{shape.value_length}{'_capped' if shape.capped else ''}"
+    return TracedOperation(name, partial(trace, shape=shape))

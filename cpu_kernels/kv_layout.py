@@ -1,0 +1,82 @@
+"""How keys and values lie in memory for the attention kernels, in float16.
+
+Tokens come in blocks of 64. Keys of a KV head: (blocks, key_length, 64 tokens), so that one vector holds the same
+dimension of neighbouring tokens and scores need no sum across lanes. Values of a KV head: (blocks, value tiles,
+64 tokens, 32 dimensions), the last tile filled up. Both are read in rising order, block after block; KV heads lie one
+after the other at full capacity. Memory that holds no token is never used, only read: it may hold anything. Knows
+nothing about layers or models.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 64
+TILE_DIMS = 32
+HALF_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The keys and values of one layer of one sequence."""
+
+    kv_heads: int
+    key_length: int
+    value_length: int
+    capacity_tokens: int
+
+    def __post_init__(self) -> None:
+        if min(self.kv_heads, self.key_length, self.value_length, self.capacity_tokens) < 1:
+            raise ValueError(f"{self}: every number must be at least 1")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a KV head."""
+        return -(-self.capacity_tokens // BLOCK_TOKENS)
+
+    @property
+    def value_tiles(self) -> int:
+        """Tiles of 32 dimensions that hold a value."""
+        return -(-self.value_length // TILE_DIMS)
+
+    @property
+    def key_head_bytes(self) -> int:
+        """Bytes from one KV head's keys to the next one's."""
+        return self.blocks * BLOCK_TOKENS * self.key_length * HALF_BYTES
+
+    @property
+    def value_head_bytes(self) -> int:
+        """Bytes from one KV head's values to the next one's."""
+        return self.blocks * BLOCK_TOKENS * self.value_tiles * TILE_DIMS * HALF_BYTES
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of all keys; they should start on a multiple of 64."""
+        return self.kv_heads * self.key_head_bytes
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of all values; they should start on a multiple of 64."""
+        return self.kv_heads * self.value_head_bytes
+
+    def unpack_keys(self, keys: NDArray[np.uint8], tokens: int) -> NDArray[np.float16]:
+        """(kv_heads, tokens, key_length) of the first tokens."""
+        blocks = keys.view(np.float16).reshape(self.kv_heads, self.blocks, self.key_length, BLOCK_TOKENS)
+        return blocks.transpose(0, 1, 3, 2).reshape(self.kv_heads, -1, self.key_length)[:, :tokens]
+
+    def unpack_values(self, values: NDArray[np.uint8], tokens: int) -> NDArray[np.float16]:
+        """(kv_heads, tokens, value_length) of the first tokens."""
+        shape = (self.kv_heads, self.blocks, self.value_tiles, BLOCK_TOKENS, TILE_DIMS)
+        tiles = values.view(np.float16).reshape(shape).transpose(0, 1, 3, 2, 4)
+        flat = tiles.reshape(self.kv_heads, self.blocks * BLOCK_TOKENS, self.value_tiles * TILE_DIMS)
+        return flat[:, :tokens, : self.value_length]
+
+
+@dataclass(frozen=True, slots=True)
+class KVMemory:
+    """Where keys and values of a layout lie: two addresses."""
+
+    layout: KVLayout
+    keys: int
+    values: int

@@ -1,0 +1,327 @@
+"""Norm of heads, rotary positions, KV append and attention against float64, and their identity across ways to run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cpu_kernels.attention import (
+    attention_row,
+    partial_floats,
+    pieces_of,
+    split_attention_rows,
+    tile_tokens,
+)
+from cpu_kernels.heads import Rotation, heads_row
+from cpu_kernels.isa import ISA
+from cpu_kernels.kv_layout import KVLayout, KVMemory
+from cpu_kernels.matrix import Matrix
+from cpu_kernels.pool import Pool
+from cpu_kernels.program import Parameter, Program, Row
+from tests.support.rows import ISA_NAMES, ISAS, THREADS, address, close, floats, run
+
+every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
+
+
+@dataclass(frozen=True)
+class Case:
+    heads: int
+    kv_heads: int
+    key_length: int
+    value_length: int
+    tokens: int
+    start: int
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def scale(self) -> float:
+        return self.key_length**-0.5
+
+    def reference(self, queries: NDArray[np.float32], memory: "Memory") -> NDArray[np.float64]:
+        keys, values = memory.unpacked(self.start + self.tokens)
+        out = np.zeros((self.tokens, self.heads, self.value_length))
+        for token in range(self.tokens):
+            position = self.start + token
+            seen = slice(0 if self.window is None else max(0, position - self.window + 1), position + 1)
+            for head in range(self.heads):
+                kv_head = head // (self.heads // self.kv_heads)
+                query = queries[token].reshape(self.heads, -1)[head].astype(np.float64)
+                scores = keys[kv_head, seen] @ query * self.scale
+                if self.softcap is not None:
+                    scores = np.tanh(scores / self.softcap) * self.softcap
+                weights = np.exp(scores - scores.max())
+                out[token, head] = weights / weights.sum() @ values[kv_head, seen]
+        return out.reshape(self.tokens, -1)
+
+
+class Memory:
+    """A KV cache of NaN, so that reading what was never written is noticed."""
+
+    def __init__(self, case: Case, extra_tokens: int = 3) -> None:
+        capacity = case.start + case.tokens + extra_tokens
+        self.layout = KVLayout(case.kv_heads, case.key_length, case.value_length, capacity)
+        self.keys = np.full(self.layout.key_bytes // 2, np.nan, np.float16)
+        self.values = np.full(self.layout.value_bytes // 2, np.nan, np.float16)
+        self.at = KVMemory(self.layout, address(self.keys), address(self.values))
+
+    def unpacked(self, tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        keys = self.layout.unpack_keys(self.keys.view(np.uint8), tokens)
+        return keys.astype(np.float64), self.layout.unpack_values(self.values.view(np.uint8), tokens).astype(np.float64)
+
+    def fill(self, case: Case) -> None:
+        """Gaussian keys and values for every token, put there without rotation."""
+        tokens = case.start + case.tokens
+        keys, values = (
+            floats(1, tokens, case.kv_heads * case.key_length),
+            floats(2, tokens, case.kv_heads * case.value_length),
+        )
+        still = (
+            np.ones((tokens, case.key_length // 2), np.float32),
+            np.zeros((tokens, case.key_length // 2), np.float32),
+        )
+        rotation = Rotation(address(still[0]), address(still[1]), case.key_length // 2, neighbours=False)
+        queries = np.zeros((tokens, case.key_length), np.float32)
+        run(
+            heads_row(Matrix.of(queries), Matrix.of(keys), Matrix.of(values), self.at, rotation, tokens=tokens, start=0)
+        )
+
+
+CASES = [
+    Case(8, 2, 64, 64, tokens=1, start=1100),
+    Case(6, 2, 80, 48, tokens=5, start=70),
+    Case(7, 1, 64, 64, tokens=3, start=600, window=100, softcap=5.0),
+    Case(4, 4, 128, 128, tokens=33, start=511),
+    Case(2, 1, 32, 33, tokens=70, start=0, window=7),
+    Case(1, 1, 2, 1, tokens=1, start=0),
+]
+
+
+def whole(
+    case: Case, queries: NDArray[np.float32], memory: Memory, isa: ISA | None, threads: int = 2
+) -> NDArray[np.float32]:
+    out = np.full((len(queries), case.heads * case.value_length), np.nan, np.float32)
+    run(
+        attention_row(
+            Matrix.of(out),
+            Matrix.of(queries),
+            memory.at,
+            tokens=len(queries),
+            start=case.start + case.tokens - len(queries),
+            scale=case.scale,
+            window=case.window,
+            softcap=case.softcap,
+            isa=isa,
+        ),
+        threads=threads,
+    )
+    return out
+
+
+def split(
+    case: Case, queries: NDArray[np.float32], start: int, memory: Memory, isa: ISA | None = None, *, threads: int = 2
+) -> NDArray[np.float32]:
+    out = np.full((len(queries), case.heads * case.value_length), np.nan, np.float32)
+    scratch = np.full(partial_floats(case.heads, memory.layout, len(queries)), np.nan, np.float32)
+    rows = split_attention_rows(
+        Matrix.of(out),
+        Matrix.of(queries),
+        memory.at,
+        scratch=address(scratch),
+        tokens=len(queries),
+        start=start,
+        pieces=pieces_of(start + len(queries)),
+        scale=case.scale,
+        window=case.window,
+        softcap=case.softcap,
+        isa=isa,
+    )
+    run(*rows, threads=threads)
+    return out
+
+
+@every_isa
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_and_its_identity(case: Case, isa: ISA) -> None:
+    memory = Memory(case)
+    memory.fill(case)
+    queries = floats(0, case.tokens, case.heads * case.key_length)
+    out = whole(case, queries, memory, isa)
+    assert close(out, case.reference(queries, memory))
+    for threads in THREADS:
+        assert (whole(case, queries, memory, isa, threads) == out).all()
+    for token in {0, case.tokens // 2, case.tokens - 1}:
+        one = queries[token : token + 1]
+        for threads in THREADS:
+            assert (split(case, one, case.start + token, memory, isa, threads=threads) == out[token]).all()
+    some = min(case.tokens, tile_tokens(case.heads, case.kv_heads))
+    assert (split(case, queries[:some], case.start, memory, isa) == out[:some]).all()
+
+
+def test_a_token_too_many_or_too_few_is_noticed() -> None:
+    case = Case(2, 1, 32, 32, tokens=1, start=600, window=500)
+    memory = Memory(case)
+    memory.fill(case)
+    queries = floats(0, 1, 64)
+    out = whole(case, queries, memory, None)
+    assert close(out, case.reference(queries, memory))
+    for window in (499, 501):
+        wrong = Case(2, 1, 32, 32, tokens=1, start=600, window=window)
+        assert not close(out, wrong.reference(queries, memory))
+
+
+def test_a_program_grows_with_its_sequence() -> None:
+    case = Case(4, 2, 32, 32, tokens=1, start=1030)
+    memory = Memory(case)
+    memory.fill(case)
+    queries = floats(0, 1, 128)
+    out = np.zeros((1, 128), np.float32)
+    scratch = np.zeros(partial_floats(4, memory.layout, 1), np.float32)
+    rows = split_attention_rows(
+        Matrix.of(out),
+        Matrix.of(queries),
+        memory.at,
+        scratch=address(scratch),
+        tokens=1,
+        start=Parameter("start"),
+        pieces=Parameter("start", offset=1, divisor=512),
+        scale=case.scale,
+    )
+    program = Program(rows)
+    with Pool(2) as pool:
+        for start in (0, 63, 511, 512, 1030):
+            program.set("start", start)
+            pool.run(program)
+            assert (out == split(case, queries, start, memory)).all()
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("lengths", [(64, 64, 32), (80, 48, 20), (6, 5, 3), (128, 128, 17)], ids=str)
+@every_isa
+def test_heads(isa: ISA, lengths: tuple[int, int, int], normed: bool, neighbours: bool) -> None:
+    length, value_length, pairs = lengths
+    tokens, start, heads, kv_heads = 5, 62, 6, 2
+    case = Case(heads, kv_heads, length, value_length, tokens, start)
+    memory = Memory(case)
+    queries, keys = floats(0, tokens, heads * length), floats(1, tokens, kv_heads * length)
+    values = floats(2, tokens, kv_heads * value_length)
+    query_norm, key_norm = floats(3, length), floats(4, length)
+    angles = np.random.default_rng(5).uniform(-3, 3, (start + tokens, pairs))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def expected(x: NDArray[np.float32], weight: NDArray[np.float32], swap: bool) -> NDArray[np.float64]:
+        wide = x.reshape(tokens, -1, length).astype(np.float64)
+        if normed:
+            wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight
+        first, second = (
+            (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if swap else (slice(pairs), slice(pairs, 2 * pairs))
+        )
+        c, s = np.cos(angles)[start:, None], np.sin(angles)[start:, None]
+        turned = wide.copy()
+        turned[..., first] = wide[..., first] * c - wide[..., second] * s
+        turned[..., second] = wide[..., first] * s + wide[..., second] * c
+        return turned
+
+    wanted_queries, wrong = (
+        expected(queries, query_norm, order).reshape(tokens, -1) for order in (neighbours, not neighbours)
+    )
+    wanted_keys = expected(keys, key_norm, neighbours).transpose(1, 0, 2)
+    row = heads_row(
+        Matrix.of(queries),
+        Matrix.of(keys),
+        Matrix.of(values),
+        memory.at,
+        Rotation(address(cos), address(sin), pairs, neighbours),
+        tokens=tokens,
+        start=start,
+        query_norm=address(query_norm) if normed else None,
+        key_norm=address(key_norm) if normed else None,
+        eps=1e-6,
+        isa=isa,
+    )
+    run(row, threads=3)
+    assert close(queries, wanted_queries)
+    assert not close(queries, wrong)
+    stored_keys, stored_values = memory.unpacked(start + tokens)
+    assert close(stored_keys[:, start:], wanted_keys, 2.0**-11)
+    assert (
+        stored_values[:, start:] == values.reshape(tokens, kv_heads, -1).transpose(1, 0, 2).astype(np.float16)
+    ).all()
+    assert np.isnan(stored_keys[:, :start]).all(), "only the new tokens were written"
+    assert np.isnan(memory.unpacked(memory.layout.capacity_tokens)[1][:, start + tokens :]).all()
+
+
+@every_isa
+def test_halves_are_rounded_to_nearest(isa: ISA) -> None:
+    numbers = np.array(
+        [
+            0,
+            -0.0,
+            1,
+            -1,
+            2049,
+            2051,
+            65504,
+            65519.9,
+            65520,
+            1e9,
+            -1e9,
+            2e-8,
+            3e-8,
+            8.9e-8,
+            6.1e-5,
+            6.09e-5,
+            np.inf,
+            np.nan,
+        ],
+        np.float32,
+    )
+    numbers = np.concatenate([numbers, floats(0, 1000), floats(1, 1000, scale=1e-5)])
+    length = len(numbers)
+    case = Case(1, 1, 2, length, 1, 0)
+    memory = Memory(case)
+    ones, query, key = np.ones((1, 1), np.float32), np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32)
+    row = heads_row(
+        Matrix.of(query),
+        Matrix.of(key),
+        Matrix.of(numbers[None]),
+        memory.at,
+        Rotation(address(ones), address(ones), 1, neighbours=True),
+        tokens=1,
+        start=0,
+        isa=isa,
+    )
+    run(row)
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    np.testing.assert_array_equal(memory.unpacked(1)[1][0, 0].astype(np.float16), expected)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    memory = Memory(Case(4, 2, 8, 8, 1, 0))
+    rotation = Rotation(0, 0, 4, neighbours=True)
+    queries, keys, narrow = Matrix(0, 32, 32), Matrix(0, 16, 16), Matrix(0, 8, 8)
+
+    def heads(*matrices: Matrix, **changed: int) -> Row:
+        return heads_row(*matrices, memory.at, rotation, tokens=1, start=0, **changed)
+
+    with pytest.raises(ValueError, match="8 key columns"):
+        heads(queries, narrow, keys)
+    with pytest.raises(ValueError, match="8 value columns"):
+        heads(queries, keys, narrow)
+    with pytest.raises(ValueError, match="both normed, or neither"):
+        heads(queries, keys, keys, query_norm=1)
+    with pytest.raises(ValueError, match="5 pairs turn in heads of 8"):
+        heads_row(queries, keys, keys, memory.at, Rotation(0, 0, 5, neighbours=True), tokens=1, start=0)
+    with pytest.raises(ValueError, match="8 output columns"):
+        attention_row(narrow, queries, memory.at, tokens=1, start=0, scale=1.0)
+    with pytest.raises(ValueError, match="window of 0"):
+        attention_row(queries, queries, memory.at, tokens=1, start=0, scale=1.0, window=0)
+    with pytest.raises(ValueError, match="split attention of 17 tokens; a tile holds 16"):
+        split_attention_rows(queries, queries, memory.at, scratch=0, tokens=17, start=0, pieces=1, scale=1.0)
+    with pytest.raises(ValueError, match="3 heads share 2"):
+        tile_tokens(3, 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        KVLayout(1, 0, 1, 1)

@@ -1,0 +1,154 @@
+"""Choice of experts, order by expert, the joined outputs, the greatest logits and embedding rows against numpy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpu_kernels.embedding import OUTSIDE, embedding_row
+from cpu_kernels.head import argmax_rows, blocks_of, top_k_rows
+from cpu_kernels.isa import ISA
+from cpu_kernels.matrix import Matrix
+from cpu_kernels.pool import OperationError, Pool
+from cpu_kernels.program import Program
+from cpu_kernels.router import NOT_FINITE, combine_row, gather_row, group_row, route_row
+from tests.support.rows import ISA_NAMES, ISAS, THREADS, address, close, floats, run
+
+every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
+
+
+@every_isa
+@pytest.mark.parametrize(("tokens", "experts", "used"), [(1, 64, 8), (37, 60, 4), (5, 3, 3), (2, 1, 1)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_experts_of_tokens(isa: ISA, tokens: int, experts: int, used: int, norm: bool) -> None:
+    logits, x = floats(0, tokens, experts, scale=2), floats(1, tokens, 50)
+    if experts > 9:
+        logits[0, 7] = logits[0, 9] = 20.0
+    ids, weights = np.full((tokens, used), -1, np.int32), np.zeros((tokens, used), np.float32)
+    offsets, slot_of_pair, token_of_slot = (
+        np.full(n, -1, np.int32) for n in (experts + 1, tokens * used, tokens * used)
+    )
+    gathered, joined = np.zeros((tokens * used, 50), np.float32), np.zeros((tokens, 50), np.float32)
+    program = Program()
+    program.add(
+        route_row(
+            Matrix.of(logits),
+            address(ids),
+            address(weights),
+            tokens,
+            used=used,
+            norm=norm,
+            scale=1.5,
+            status=program.status_address,
+        )
+    )
+    places = {"offsets": offsets, "slot_of_pair": slot_of_pair, "token_of_slot": token_of_slot}
+    program.add(
+        group_row(
+            address(ids), tokens, used=used, experts=experts, **{name: address(at) for name, at in places.items()}
+        )
+    )
+    program.add(gather_row(Matrix.of(gathered), Matrix.of(x), address(token_of_slot), tokens * used, isa=isa))
+    program.add(
+        combine_row(
+            Matrix.of(joined), Matrix.of(gathered), address(weights), address(slot_of_pair), tokens, used=used, isa=isa
+        )
+    )
+    with Pool(2) as pool:
+        pool.run(program)
+    wide = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
+    wide /= wide.sum(1, keepdims=True)
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :used]
+    expected = np.take_along_axis(wide, chosen, 1)
+    expected = 1.5 * (expected / expected.sum(1, keepdims=True) if norm else expected)
+    assert (ids == chosen).all()
+    assert close(weights, expected, 1e-6)
+    assert not close(weights, expected * (1 + 1e-5), 1e-6)
+    pairs = np.argsort(chosen.reshape(-1), kind="stable")
+    assert (token_of_slot == pairs // used).all()
+    assert (slot_of_pair[pairs] == np.arange(tokens * used)).all()
+    assert (np.diff(offsets) == np.bincount(chosen.reshape(-1), minlength=experts)).all()
+    assert offsets[0] == 0
+    assert (gathered == x[pairs // used]).all()
+    assert close(joined, x * expected.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_numbers_end_the_run(wrong: float) -> None:
+    logits = floats(0, 3, 8)
+    logits[1, 4] = wrong
+    ids, weights = np.zeros((3, 2), np.int32), np.zeros((3, 2), np.float32)
+    program = Program()
+    row = route_row(
+        Matrix.of(logits),
+        address(ids),
+        address(weights),
+        3,
+        used=2,
+        norm=True,
+        scale=1.0,
+        status=program.status_address,
+    )
+    program.add(row)
+    with Pool(2) as pool, pytest.raises(OperationError, match="'route' failed with code 101") as failure:
+        pool.run(program)
+    assert failure.value.code == NOT_FINITE
+    with pytest.raises(ValueError, match="9 of 8 experts"):
+        route_row(Matrix.of(logits), 0, 0, 3, used=9, norm=True, scale=1.0, status=0)
+
+
+@every_isa
+@pytest.mark.parametrize("columns", [1, 5, 4096, 4097, 128256])
+def test_greatest_logits(isa: ISA, columns: int) -> None:
+    logits = floats(0, 3, columns)
+    logits[0, columns // 2] = logits[0, columns - 1] = logits[0, columns // 3] = 50.0
+    logits[1, 0] = np.nan
+    if columns > 5:
+        logits[1, 4] = -np.inf
+    ids = np.zeros(3, np.int32)
+    scratch = np.zeros(8 * 3 * blocks_of(columns) * 40, np.uint8)
+    expected = np.argsort(-np.nan_to_num(logits, nan=-np.inf), axis=1, kind="stable")
+    for threads in THREADS:
+        run(*argmax_rows(Matrix.of(logits), address(scratch), address(ids), 3, isa=isa), threads=threads)
+        assert (ids == expected[:, 0]).all()
+    top_k = min(40, columns)
+    values, top_ids = np.zeros((3, top_k), np.float32), np.zeros((3, top_k), np.int32)
+    run(*top_k_rows(Matrix.of(logits), address(scratch), address(values), address(top_ids), 3, top_k=top_k))
+    assert (top_ids[[0, 2]] == expected[[0, 2], :top_k]).all()
+    assert (values[[0, 2]] == np.take_along_axis(logits, expected, 1)[[0, 2], :top_k]).all()
+    finite = min(top_k, max(0, columns - 2))
+    assert (top_ids[1, :finite] == expected[1, :finite]).all()
+    with pytest.raises(ValueError, match="top_k 0"):
+        top_k_rows(Matrix.of(logits), 0, 0, 0, 3, top_k=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=100), st.integers(1, 100))
+def test_equal_logits_count_in_order(numbers: list[int], wanted: int) -> None:
+    logits = np.array([numbers], np.float32)
+    top_k = min(wanted, len(numbers))
+    values, ids, one = np.zeros((1, top_k), np.float32), np.zeros((1, top_k), np.int32), np.zeros(1, np.int32)
+    scratch = np.zeros(8 * top_k, np.uint8)
+    run(*top_k_rows(Matrix.of(logits), address(scratch), address(values), address(ids), 1, top_k=top_k))
+    run(*argmax_rows(Matrix.of(logits), address(scratch), address(one), 1))
+    expected = np.argsort(-logits, axis=1, kind="stable")
+    assert (ids == expected[:, :top_k]).all()
+    assert one[0] == expected[0, 0]
+
+
+@every_isa
+def test_embedding(isa: ISA) -> None:
+    table, ids, out = floats(0, 11, 37), np.array([3, 10, 0, 3], np.int32), np.zeros((4, 37), np.float32)
+    program = Program()
+    row = embedding_row(
+        Matrix.of(out), Matrix.of(table), 11, address(ids), 4, status=program.status_address, scale=2.0, isa=isa
+    )
+    program.add(row)
+    with Pool(2) as pool:
+        pool.run(program)
+        assert (out == table[ids] * 2).all()
+        for outside in (11, -1):
+            ids[2] = outside
+            with pytest.raises(OperationError) as failure:
+                pool.run(program)
+            assert failure.value.code == OUTSIDE
