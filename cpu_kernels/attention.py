@@ -132,7 +132,7 @@ def _fixed_arguments(
     scale: float,
     window: int | None,
     softcap: float | None,
-) -> tuple[int, ...]:
+) -> tuple[Field, ...]:
     """Arguments 0-10 of "whole" and "piece"."""
     if window is not None and window < 1:
         raise ValueError(f"attention with a window of {window} tokens")

@@ -27,8 +27,8 @@ class Rotation:
     `neighbours`: pairs are (2i, 2i + 1), GGUF's NORM order; else (i, i + pairs), NEOX.
     """
 
-    cos: int
-    sin: int
+    cos: Field
+    sin: Field
     pairs: int
     neighbours: bool
 

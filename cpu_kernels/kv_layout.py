@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu_kernels.program import Field
+
 BLOCK_TOKENS = 64
 TILE_DIMS = 32
 HALF_BYTES = 2
@@ -78,5 +80,5 @@ class KVMemory:
     """Where keys and values of a layout lie: two addresses."""
 
     layout: KVLayout
-    keys: int
-    values: int
+    keys: Field
+    values: Field

@@ -6,6 +6,7 @@ their source; where the true figure varies, they lie above it: a plan may promis
 
 from dataclasses import replace
 
+from cpu_kernels.quant_types import quant_type
 from offload.tiers import Device
 from planner.budget import MIB, Budget
 from planner.model_shape import KV_ELEMENT_BYTES, ModelShape
@@ -16,17 +17,49 @@ PROCESS_BYTES = 250 * MIB
 # With a CUDA context; not measured by us, taken with room.
 GPU_PROCESS_RAM_BYTES = 3 << 30
 GPU_PROCESS_BYTES = 768 * MIB
-# At most 1360 while it is built, 280 to 840 after, over vocabularies of 32 to 152 thousand tokens.
-VOCABULARY_BYTES_PER_TOKEN = 1400
+# At most 1360 while it is built, before weights are there; 280 to 840 after, over vocabularies of 32 to 152 thousand.
+VOCABULARY_BYTES_PER_TOKEN = 900
 UNIT_WEIGHTS = 1 << 24  # that the executor makes float32 at a time
 ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
 MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
 FLOAT32_BYTES = 4
+# The same for weights packed for the CPU's kernels: without torch, 190 MiB resident with the demo model (15 MiB).
+PACKED_PROCESS_BYTES = 190 * MIB
+PACKED_BUFFERS_BYTES = 40 * MIB
+PROGRAM_CHUNK_TOKENS = 256
+PROGRAM_LOGITS_TOKENS = 16
+# Bits a weight of types whose panels are larger than the file's blocks; others take the file's bytes.
+PACKED_BITS = {
+    "IQ1_S": 3.3125,
+    "IQ1_M": 3.3125,
+    "IQ2_XXS": 3.3125,
+    "IQ2_XS": 3.3125,
+    "IQ2_S": 3.3125,
+    "IQ3_XXS": 4.3125,
+    "IQ3_S": 4.3125,
+    "TQ1_0": 2.0625,
+}
 
 
 def weights_bytes(shape: ModelShape, form: WeightsForm) -> int:
     """Bytes of all weights held in `form`."""
-    return FLOAT32_BYTES * shape.num_parameters if form is WeightsForm.FLOAT32 else shape.num_bytes
+    if form is WeightsForm.FLOAT32:
+        return FLOAT32_BYTES * shape.num_parameters
+    if form is WeightsForm.QUANTISED:
+        return shape.num_bytes
+    extra = (
+        num_weights * max(PACKED_BITS[name] - quant_type(name).bits_per_weight, 0) / 8
+        for name, num_weights in shape.weights_by_type
+        if name in PACKED_BITS
+    )
+    return shape.num_bytes + int(sum(extra))
+
+
+def packed_activations_bytes(shape: ModelShape, context_tokens: int) -> int:
+    """Bytes of what the programs' operations pass on to each other, for the largest chunk."""
+    tokens = min(PROGRAM_CHUNK_TOKENS, context_tokens)
+    hidden = tokens * (8 * shape.embedding_length + 4 * shape.feed_forward_length)
+    return FLOAT32_BYTES * (hidden + (PROGRAM_LOGITS_TOKENS + 2) * shape.vocab_size)
 
 
 def activations_bytes(shape: ModelShape, context_tokens: int, chunk_tokens: int) -> int:
@@ -53,12 +86,15 @@ def memory_needs(
     shape: ModelShape, budget: Budget, device: Device, form: WeightsForm, *, context_tokens: int, chunk_tokens: int
 ) -> Needs:
     """Bytes of RAM and GPU memory with all weights in `form` beside `device`."""
+    is_packed = form is WeightsForm.PACKED
     held = MemoryNeeds(
         weights_bytes=weights_bytes(shape, form),
         kv_bytes=shape.kv_bytes_per_token * context_tokens,
-        activations_bytes=activations_bytes(shape, context_tokens, chunk_tokens),
+        activations_bytes=packed_activations_bytes(shape, context_tokens)
+        if is_packed
+        else activations_bytes(shape, context_tokens, chunk_tokens),
     )
-    buffers = buffers_bytes(shape, device)
+    buffers = PACKED_BUFFERS_BYTES if is_packed else buffers_bytes(shape, device)
     if form is WeightsForm.FLOAT32:  # needed while loading alone, when nothing is computed yet
         buffers = max(buffers - held.kv_bytes - held.activations_bytes, 0) if device is Device.CPU else buffers
     vocabulary = VOCABULARY_BYTES_PER_TOKEN * shape.vocab_size
@@ -68,7 +104,7 @@ def memory_needs(
             held,
             buffers_bytes=buffers,
             vocabulary_bytes=vocabulary,
-            process_bytes=PROCESS_BYTES,
+            process_bytes=PACKED_PROCESS_BYTES if is_packed else PROCESS_BYTES,
             margin_bytes=ram_margin,
         )
         return Needs(ram=ram, gpu=MemoryNeeds())

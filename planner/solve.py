@@ -1,7 +1,7 @@
 """Finds a plan: where every unit goes so that all of it fits, or the reason why nothing does.
 
-The first form: everything on the GPU if it fits there as float32, else everything in RAM, as float32 if that fits and
-as in the file if not. Refuses before anything is loaded. Reads no tensor data.
+The first form: everything on the GPU if it fits there as float32, else everything in RAM, packed for the CPU's kernels.
+Refuses before anything is loaded. Reads no tensor data.
 
 Invariant: a plan's needs, margins included, are within its budget in every memory.
 """
@@ -39,27 +39,43 @@ MAX_CONTEXT_TOKENS = 1 << 24
 # Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
 # one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
 SHARED_PRODUCT_BYTES = 1 << 20
-SEQUENTIAL, LLAMA_CPP = "sequential", "llama.cpp"
+AUTO, PROGRAM, SEQUENTIAL, LLAMA_CPP = "auto", "program", "sequential", "llama.cpp"
 _CONTEXT_STEP = 64
 
-_Way = tuple[Device, WeightsForm]
-# What each loop can do, the quickest first.
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A loop on a device, and the form it holds weights in."""
+
+    loop: str
+    device: Device
+    form: WeightsForm
+
+
+# What may be asked for, and how it can be done: the quickest way first, the one that needs least RAM last.
 WAYS: Mapping[str, tuple[_Way, ...]] = {
-    SEQUENTIAL: (
-        (Device.GPU, WeightsForm.FLOAT32),
-        (Device.CPU, WeightsForm.FLOAT32),
-        (Device.CPU, WeightsForm.QUANTISED),
+    AUTO: (
+        _Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
+        _Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
     ),
-    LLAMA_CPP: ((Device.GPU, WeightsForm.PACKED), (Device.CPU, WeightsForm.PACKED)),
+    PROGRAM: (_Way(PROGRAM, Device.CPU, WeightsForm.PACKED),),
+    SEQUENTIAL: (
+        _Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
+        _Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
+        _Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
+    ),
+    LLAMA_CPP: (
+        _Way(LLAMA_CPP, Device.GPU, WeightsForm.PACKED),
+        _Way(LLAMA_CPP, Device.CPU, WeightsForm.PACKED),
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """One way to hold the model, with what it needs."""
+    """One way to run the model, with what it needs."""
 
-    device: Device
-    form: WeightsForm
+    way: _Way
     context_tokens: int
     chunk_tokens: int
     needs: Needs
@@ -71,7 +87,7 @@ def plan_here(
     context_tokens: int | None = None,
     threads: int | None = None,
     budget: Budget | None = None,
-    loop: str = SEQUENTIAL,
+    loop: str = AUTO,
     prompt_tokens: int | None = None,
 ) -> Plan:
     """`make_plan` for this machine as it is now: GPU, profile and, where none is given, the budget are measured."""
@@ -96,7 +112,7 @@ def make_plan(
     context_tokens: int | None = None,
     threads: int | None = None,
     gpu: GpuCapabilities | None = None,
-    loop: str = SEQUENTIAL,
+    loop: str = AUTO,
     prompt_tokens: int | None = None,
 ) -> Plan:
     """The plan for `gguf` within `budget`; `prompt_tokens` is the prompt length that speed is predicted for.
@@ -110,21 +126,21 @@ def make_plan(
     shape = ModelShape.from_gguf(gguf)
     if loop != LLAMA_CPP:
         _check_types(gguf)
-    ways = [way for way in WAYS[loop] if way[0] is Device.CPU or gpu is not None]
+    ways = [way for way in WAYS[loop] if way.device is Device.CPU or gpu is not None]
     choice = _choose(gguf, shape, budget, context_tokens, ways)
-    if choice.device is Device.GPU and gpu is not None:
+    if choice.way.device is Device.GPU and gpu is not None:
         profile = with_gpu_rates(profile, gpu)
-    if choice.form is WeightsForm.QUANTISED:
+    if choice.way.form is WeightsForm.QUANTISED:
         profile = with_dequantize_rates(profile, {tensor.quant_type for tensor in gguf.tensors.values()})
     model = _model(gguf, shape)
     settings = Settings(
         context_tokens=choice.context_tokens,
         prefill_chunk_tokens=choice.chunk_tokens,
         threads=threads or _threads(shape, profile),
-        weights_form=choice.form,
+        weights_form=choice.way.form,
         kv_dtype="float16",
-        loop=loop,
-        device=gpu.torch_device if choice.device is Device.GPU and gpu is not None else "cpu",
+        loop=choice.way.loop,
+        device=gpu.torch_device if choice.way.device is Device.GPU and gpu is not None else "cpu",
     )
     prompt = min(prompt_tokens or DEFAULT_PROMPT_TOKENS, max(choice.context_tokens - 1, 1))
     plan = Plan(
@@ -164,18 +180,18 @@ def _choose(
 ) -> _Choice:
     """The first way to hold the model that fits; DoesNotFitError where there is none. The last one takes least RAM."""
     wanted = context_tokens or min(shape.context_length, DEFAULT_CONTEXT_TOKENS)
-    for device, form in ways:
-        choice = _fit(shape, budget, device, form, wanted)
+    for way in ways:
+        choice = _fit(shape, budget, way, wanted)
         if choice is not None:
             return choice
-    shorter = _longest_context(shape, budget, form, wanted)
+    shorter = _longest_context(shape, budget, ways[-1], wanted)
     if context_tokens is None and shorter is not None:
         return shorter
     smallest = memory_needs(
         shape,
         budget,
-        device,
-        form,
+        ways[-1].device,
+        ways[-1].form,
         context_tokens=wanted,
         chunk_tokens=min(MIN_CHUNK_TOKENS, wanted),
     )
@@ -189,24 +205,24 @@ def _choose(
     )
 
 
-def _fit(shape: ModelShape, budget: Budget, device: Device, form: WeightsForm, context_tokens: int) -> _Choice | None:
+def _fit(shape: ModelShape, budget: Budget, way: _Way, context_tokens: int) -> _Choice | None:
     """This way of holding the model with the largest prefill chunk that fits."""
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
     while True:
-        needs = memory_needs(shape, budget, device, form, context_tokens=context_tokens, chunk_tokens=chunk)
+        needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
         if fits(needs, budget):
-            return _Choice(device, form, context_tokens, chunk, needs)
+            return _Choice(way, context_tokens, chunk, needs)
         if chunk <= MIN_CHUNK_TOKENS:
             return None
         chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
 
 
-def _longest_context(shape: ModelShape, budget: Budget, form: WeightsForm, below: int) -> _Choice | None:
-    """The longest context of at most `below` tokens that fits with weights in `form`, in steps of 64."""
+def _longest_context(shape: ModelShape, budget: Budget, way: _Way, below: int) -> _Choice | None:
+    """The longest context of at most `below` tokens that fits in this way, in steps of 64."""
     best, low, high = None, 1, below // _CONTEXT_STEP
     while low <= high:
         middle = (low + high) // 2
-        choice = _fit(shape, budget, Device.CPU, form, middle * _CONTEXT_STEP)
+        choice = _fit(shape, budget, way, middle * _CONTEXT_STEP)
         if choice is None:
             high = middle - 1
         else:
@@ -216,13 +232,13 @@ def _longest_context(shape: ModelShape, budget: Budget, form: WeightsForm, below
 
 def _placements(shape: ModelShape, choice: _Choice) -> Iterator[Placement]:
     """Every unit, and the KV cache of every layer, in the order a token meets them."""
-    tier = Tier.GPU if choice.device is Device.GPU else Tier.RAM
+    tier = Tier.GPU if choice.way.device is Device.GPU else Tier.RAM
     for unit in shape.units:
-        held = FLOAT32_BYTES * unit.num_weights if choice.form is WeightsForm.FLOAT32 else unit.num_bytes
-        yield Placement(unit.name, unit.kind, unit.layer, held, tier, choice.device)
+        held = FLOAT32_BYTES * unit.num_weights if choice.way.form is WeightsForm.FLOAT32 else unit.num_bytes
+        yield Placement(unit.name, unit.kind, unit.layer, held, tier, choice.way.device)
         if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
             num_bytes = shape.kv_bytes_per_layer[unit.layer] * choice.context_tokens
-            yield Placement(f"blk.{unit.layer}.kv", UnitKind.KV, unit.layer, num_bytes, tier, choice.device)
+            yield Placement(f"blk.{unit.layer}.kv", UnitKind.KV, unit.layer, num_bytes, tier, choice.way.device)
 
 
 def _context_notes(shape: ModelShape, choice: _Choice, asked_tokens: int | None) -> Iterator[str]:
@@ -246,11 +262,11 @@ def _other_notes(
     gpu: GpuCapabilities | None,
 ) -> Iterator[str]:
     """What else a user should know of the choices made."""
-    if choice.form is WeightsForm.QUANTISED:
+    if choice.way.form is WeightsForm.QUANTISED:
         needs = memory_needs(
             shape,
             budget,
-            choice.device,
+            choice.way.device,
             WeightsForm.FLOAT32,
             context_tokens=choice.context_tokens,
             chunk_tokens=choice.chunk_tokens,
@@ -259,7 +275,7 @@ def _other_notes(
         yield f"weights are made float32 on every use: a budget of {needed} RAM would hold them ready"
     if choice.chunk_tokens < min(PREFILL_CHUNK_TOKENS, choice.context_tokens):
         yield f"prompts are read {choice.chunk_tokens} tokens at a time to save memory"
-    if gpu is not None and choice.device is Device.CPU:
+    if gpu is not None and choice.way.device is Device.CPU:
         yield f"{gpu.name} is not used: the model does not fit its {format_size(budget.gpu_bytes)} as float32"
     if threads is None and _threads(shape, profile) < profile.threads:
         yield "one thread: the matrices are too small to be shared out"

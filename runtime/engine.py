@@ -20,7 +20,7 @@ from offload.gguf import GGUFFile
 from planner.budget import Budget
 from planner.cost import record_run
 from planner.plan import Measurement, Plan
-from planner.solve import plan_here
+from planner.solve import AUTO, plan_here
 from runtime.backend import make_executor
 from runtime.chat_template import ChatTemplate
 from runtime.executor.base import Step
@@ -51,7 +51,8 @@ class Engine(Closing):
     """Loads a GGUF file by a plan and answers prompts; a context manager.
 
     `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner;
-    `loop` "sequential" is the reference, "llama.cpp" computes by llama-cpp-python (the extra `peer`).
+    `loop` is "program" (kernels on packed weights), "sequential" (the slow reference), "llama.cpp" (llama-cpp-python,
+    the extra `peer`) or "auto".
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Engine(Closing):
         context_tokens: int | None = None,
         threads: int | None = None,
         budget: Budget | None = None,
-        loop: str = "sequential",
+        loop: str = AUTO,
         chat_template: str | None = None,
         text: ModelText | None = None,
         on_load: Progress | None = None,

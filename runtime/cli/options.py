@@ -22,6 +22,8 @@ _SAMPLING_PANEL = "Sampling"
 class LoopChoice(StrEnum):
     """Loops that compute a step."""
 
+    AUTO = "auto"
+    PROGRAM = "program"
     SEQUENTIAL = "sequential"
 
 
@@ -62,7 +64,10 @@ class PlanOptions:
     budget: Annotated[
         str | None, _option(_MODEL_PANEL, "--budget", help="What may be used, e.g. ram=8GiB,gpu=4GiB.")
     ] = None
-    loop: Annotated[LoopChoice, _option(_MODEL_PANEL, "--loop", help="How a step is computed.")] = LoopChoice.SEQUENTIAL
+    loop: Annotated[
+        LoopChoice,
+        _option(_MODEL_PANEL, "--loop", help="How a step is computed: packed kernels, or the slow reference."),
+    ] = LoopChoice.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
-"""Executors: the plain sequential one is the reference for all others."""
+"""Executors turn tokens into logits; `runtime.backend` makes the one that a plan names."""
 
-from runtime.executor.base import Executor, LogitsWanted, Step
-from runtime.executor.sequential import SequentialExecutor
+from runtime.executor.base import Executor, KVHandle, LogitsWanted, Step
 
-__all__ = ["Executor", "LogitsWanted", "SequentialExecutor", "Step"]
+__all__ = ["Executor", "KVHandle", "LogitsWanted", "Step"]

@@ -5,10 +5,12 @@ Knows nothing about how a step is computed or what the tokens mean.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offload.errors import RequestError
 
 LogitsWanted = Literal["last", "all", "none"]
 
@@ -33,6 +35,29 @@ class Step:
 
     token_ids: Sequence[int]
     kv: KVHandle
+
+
+Cache = TypeVar("Cache", bound=KVHandle)
+
+
+def checked_caches(steps: Sequence[Step], kind: type[Cache], vocab_size: int) -> list[Cache]:
+    """The caches of the steps; RequestError or ValueError for steps that no executor can process."""
+    caches = [step.kv for step in steps if isinstance(step.kv, kind)]
+    if len({id(kv) for kv in caches}) != len(steps):
+        raise ValueError("steps that share a KV cache, or bring one of another executor")
+    for step, kv in zip(steps, caches, strict=True):
+        if not step.token_ids:
+            raise RequestError("a step without tokens", hint="give at least one token")
+        outside = next((token for token in step.token_ids if not 0 <= token < vocab_size), None)
+        if outside is not None:
+            raise RequestError(f"token {outside} is not in the vocabulary of {vocab_size}")
+        needed = kv.length + len(step.token_ids)
+        if needed > kv.capacity_tokens:
+            raise RequestError(
+                f"{needed} tokens do not fit in a context of {kv.capacity_tokens}",
+                hint="shorten the prompt or raise the context with -c",
+            )
+    return caches
 
 
 class Executor(Protocol):

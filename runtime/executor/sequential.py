@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import gelu, silu
 
-from offload.errors import ModelFormatError, RequestError
+from offload.errors import ModelFormatError
 from offload.gguf import TensorInfo
 from offload.kv import KVCache
 from runtime.architectures.base import Activation, Experts, Layer, Model, QKNorm, Rope, RopeOrder
 from runtime.executor import layers as nn
-from runtime.executor.base import LogitsWanted, Step
+from runtime.executor.base import LogitsWanted, Step, checked_caches
 from runtime.executor.rotary import RotaryTable
 from runtime.weights import Weights
 
@@ -61,7 +61,7 @@ class SequentialExecutor:
     @torch.inference_mode()
     def forward(self, steps: Sequence[Step], *, logits: LogitsWanted = "last") -> list[NDArray[np.float32]]:
         """See `Executor`."""
-        caches = self._checked_caches(steps)
+        caches = checked_caches(steps, KVCache, self.model.vocab_size)
         starts = [kv.length for kv in caches]
         try:
             for kv, start in zip(caches, starts, strict=True):
@@ -77,24 +77,6 @@ class SequentialExecutor:
                 kv.truncate(start)
             raise
 
-    def _checked_caches(self, steps: Sequence[Step]) -> list[KVCache]:
-        caches = [step.kv for step in steps if isinstance(step.kv, KVCache)]
-        if len({id(kv) for kv in caches}) != len(steps):
-            raise ValueError("steps that share a KV cache, or bring one of another executor")
-        for step, kv in zip(steps, caches, strict=True):
-            if not step.token_ids:
-                raise RequestError("a step without tokens", hint="give at least one token")
-            outside = next((token for token in step.token_ids if not 0 <= token < self.model.vocab_size), None)
-            if outside is not None:
-                raise RequestError(f"token {outside} is not in the vocabulary of {self.model.vocab_size}")
-            needed = kv.length + len(step.token_ids)
-            if needed > kv.capacity_tokens:
-                raise RequestError(
-                    f"{needed} tokens do not fit in a context of {kv.capacity_tokens}",
-                    hint="shorten the prompt or raise the context with -c",
-                )
-        return caches
-
     def _angles(self, step: Step, start: int) -> _Angles:
         """Sines and cosines of the step's positions, for each way that layers turn."""
         angles: _Angles = {}
@@ -103,12 +85,17 @@ class SequentialExecutor:
             table = self._tables.get((rope, factors))
             if table is None:
                 divisors = None if factors is None else self._divisors(factors)
-                table = self._tables[rope, factors] = RotaryTable(rope, divisors, self._device)
-            angles[rope] = table.at(start, start + len(step.token_ids))
+                table = self._tables[rope, factors] = RotaryTable(rope, divisors)
+            cos, sin = table.at(start, start + len(step.token_ids))
+            angles[rope] = self._on_device(cos), self._on_device(sin)
         return angles
 
-    def _divisors(self, factors: TensorInfo) -> torch.Tensor:
-        divisors = self._weights.matrix(factors)
+    def _on_device(self, table: NDArray[np.float32]) -> torch.Tensor:
+        """(tokens, 1, pairs): the same for every head."""
+        return torch.from_numpy(table)[:, None].to(self._device)
+
+    def _divisors(self, factors: TensorInfo) -> NDArray[np.float32]:
+        divisors: NDArray[np.float32] = self._weights.matrix(factors).cpu().numpy()
         if not (divisors > 0).all():
             raise ModelFormatError(
                 f"tensor {factors.name} divides angles by numbers that are not above 0",

@@ -11,7 +11,8 @@ import torch
 from offload.gguf import GGUFFile
 from runtime.architectures import Model, describe
 from runtime.architectures.base import Activation, QKNorm, RopeOrder, RopeScaling
-from runtime.executor import SequentialExecutor, Step
+from runtime.executor import Step
+from runtime.executor.sequential import SequentialExecutor
 from runtime.weights import Weights
 from tests.support import models, running
 from tests.support.divergence import MAX_KL, check_close, max_kl_divergence

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from offload.gguf import GGUFFile
 from runtime.architectures import describe
-from runtime.executor import SequentialExecutor, Step
+from runtime.executor import Step
+from runtime.executor.sequential import SequentialExecutor
 from runtime.weights import Weights
 
 torch.set_num_threads(1)  # quickest for small models, and it leaves the other cores to other tests

@@ -76,7 +76,7 @@ def test_a_longer_prompt_never_takes_less(tokens: int, chunk: int, experts: int,
 
 
 def plan_with(machine: Profile) -> Plan:
-    return make_plan(llama_8b(), budget=Budget(64 * GIB, 0, "test", "no GPU"), profile=machine)
+    return make_plan(llama_8b(), budget=Budget(64 * GIB, 0, "test", "no GPU"), profile=machine, loop="sequential")
 
 
 def test_what_runs_measure_corrects_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +100,9 @@ def test_what_runs_measure_corrects_the_prediction(tmp_path: Path, monkeypatch: 
     assert plan_with(again).predicted.decode_correction.runs == 2
 
     # other models that run the same way are corrected too, other ways are not
-    assert make_plan(llama_8b("Q5_K"), budget=plan.budget, profile=machine).predicted.decode_correction == Residual(
-        pytest.approx(2.0), 1
-    )  # type: ignore[arg-type]
+    assert make_plan(
+        llama_8b("Q5_K"), budget=plan.budget, profile=machine, loop="sequential"
+    ).predicted.decode_correction == Residual(pytest.approx(2.0), 1)  # type: ignore[arg-type]
     assert make_plan(
         llama_8b(), budget=replace(plan.budget, ram_bytes=8 * GIB), profile=machine
     ).predicted.decode_correction == Residual(1.0, 0)

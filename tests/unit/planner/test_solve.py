@@ -28,7 +28,7 @@ def ram(num_bytes: int) -> Budget:
 
 
 def test_small_model_is_held_as_float32() -> None:
-    plan = make_plan(header(), budget=ram(GIB), profile=profile())
+    plan = make_plan(header(), budget=ram(GIB), profile=profile(), loop="sequential")
     assert plan.settings.weights_form is WeightsForm.FLOAT32
     assert plan.settings.context_tokens == 4096
     assert all(p.tier is Tier.RAM and p.device is Device.CPU for p in plan.placements)
@@ -37,10 +37,30 @@ def test_small_model_is_held_as_float32() -> None:
 
 
 def test_larger_model_is_held_as_in_the_file() -> None:
-    plan = make_plan(llama_8b(), budget=ram(8 * GIB), profile=profile())
+    plan = make_plan(llama_8b(), budget=ram(8 * GIB), profile=profile(), loop="sequential")
     assert plan.settings.weights_form is WeightsForm.QUANTISED
     assert any("made float32 on every use" in note for note in plan.notes)
     assert plan.predicted.bottleneck.value == "dequantisation"
+
+
+def test_by_default_weights_are_packed_for_the_cpus_kernels() -> None:
+    plan = make_plan(llama_8b(), budget=ram(8 * GIB), profile=profile())
+    assert plan.settings.loop == "program"
+    assert plan.settings.weights_form is WeightsForm.PACKED
+    assert plan.needs.ram.weights_bytes == sum(p.num_bytes for p in plan.placements if p.kind is not UnitKind.KV)
+    slow = make_plan(llama_8b(), budget=ram(8 * GIB), profile=profile(), loop="sequential")
+    assert plan.predicted.decode_tokens_per_s > 5 * slow.predicted.decode_tokens_per_s
+
+
+def test_types_with_larger_panels_are_counted_so() -> None:
+    plain, coded = (make_plan(llama_8b(name), budget=ram(64 * GIB), profile=profile()) for name in ("Q2_K", "IQ1_S"))
+    assert coded.needs.ram.weights_bytes > 1.8 * coded.model.byte_size
+    assert plain.needs.ram.weights_bytes <= 1.01 * plain.model.byte_size
+
+
+def test_unknown_loops_are_refused() -> None:
+    with pytest.raises(RequestError, match="no loop"):
+        make_plan(header(), budget=ram(GIB), profile=profile(), loop="fastest")
 
 
 def test_context_is_chosen_and_said() -> None:
@@ -51,28 +71,28 @@ def test_context_is_chosen_and_said() -> None:
 
 
 def test_context_is_cut_where_memory_is_short() -> None:
-    full = make_plan(llama_8b(), budget=ram(64 * GIB), profile=profile(), context_tokens=4096)
+    full = make_plan(llama_8b(), budget=ram(64 * GIB), profile=profile(), context_tokens=4096, loop="sequential")
     short = full.needs.ram.needed_bytes - full.needs.ram.weights_bytes + full.model.byte_size - 600 * MIB
-    plan = make_plan(llama_8b(), budget=ram(short), profile=profile())
+    plan = make_plan(llama_8b(), budget=ram(short), profile=profile(), loop="sequential")
     assert 64 <= plan.settings.context_tokens < 4096
     assert plan.settings.context_tokens % 64 == 0
     assert any("cut to" in note for note in plan.notes)
     with pytest.raises(DoesNotFitError) as caught:
-        make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=8192)
+        make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=8192, loop="sequential")
     hint = caught.value.hint or ""
     fitting = int(hint.split("-c ")[1])
-    assert make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=fitting)
+    assert make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=fitting, loop="sequential")
     with pytest.raises(DoesNotFitError):
-        make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=fitting + 64)
+        make_plan(llama_8b(), budget=ram(short), profile=profile(), context_tokens=fitting + 64, loop="sequential")
 
 
 def test_prefill_chunk_shrinks_before_anything_is_refused() -> None:
     wide = header(width=512, heads=8, ffn=1 << 16, layers=1)
-    full = make_plan(wide, budget=ram(4 * GIB), profile=profile(), context_tokens=1024)
+    full = make_plan(wide, budget=ram(4 * GIB), profile=profile(), context_tokens=1024, loop="sequential")
     assert full.settings.prefill_chunk_tokens == 512
     weights = full.needs.ram.weights_bytes
     budget = ram(full.needs.ram.needed_bytes - weights + wide.byte_size - 100 * MIB)
-    plan = make_plan(wide, budget=budget, profile=profile(), context_tokens=1024)
+    plan = make_plan(wide, budget=budget, profile=profile(), context_tokens=1024, loop="sequential")
     assert plan.settings.prefill_chunk_tokens < 512
     assert any("tokens at a time" in note for note in plan.notes)
 

@@ -1,0 +1,32 @@
+"""What differs between the runs of a program, by name. Knows nothing about rows of operations.
+
+A *lane* is a sequence that takes part in a run.
+"""
+
+from enum import StrEnum
+
+from cpu_kernels.program import Parameter
+
+
+class Name(StrEnum):
+    """The parameters of a step's program."""
+
+    TOKENS = "tokens"  # of all lanes
+    SEGMENTS = "segments"  # the most experts that the tokens may use
+    WANTED = "wanted"  # tokens whose logits are computed
+    FIRST_WANTED = "first_wanted"  # address of the first such token's row of `normed`
+    # of a lane, whose number follows
+    START = "start"  # position of the first token
+    PIECES = "pieces"  # of the context, where few tokens share it out
+    KV = "kv"  # address of the cache
+    COS = "cos"  # addresses of angles; the number of the model's `Rope` follows
+    SIN = "sin"
+
+    def of(self, lane: int, number: int = 0) -> str:
+        """The parameter's name for a lane."""
+        return f"{self}_{lane}_{number}"
+
+
+TOKENS = Parameter(Name.TOKENS)
+SEGMENTS = Parameter(Name.SEGMENTS)
+WANTED = Parameter(Name.WANTED)

@@ -1,0 +1,147 @@
+"""Programs made when they are needed, and their runs: embeddings in, parameters set, logits out.
+
+Knows nothing of requests or of what caches hold: `Lane` says where in its cache a sequence goes on.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.attention import pieces_of, tile_tokens
+from cpu_kernels.experts import most_segments
+from cpu_kernels.kv_layout import KVLayout
+from cpu_kernels.pool import OperationError, Pool
+from cpu_kernels.program import Program
+from offload.errors import ModelFormatError
+from runtime.architectures.base import Model
+from runtime.executor.program.angles import Angles
+from runtime.executor.program.kv import ProgramKV
+from runtime.executor.program.lowering import Lowering
+from runtime.executor.program.parameters import Name
+from runtime.executor.program.workspace import Workspace
+from runtime.panels import PanelWeights
+
+CHUNK_TOKENS = 256  # of a prompt in one run
+LOGITS_TOKENS = 16  # whose logits are computed in one run
+MAX_LANES = 8
+MAX_PROGRAMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Tokens of one sequence, to be put into its cache from position `start` on."""
+
+    token_ids: Sequence[int]
+    kv: ProgramKV
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The position after the last token."""
+        return self.start + len(self.token_ids)
+
+
+class Runner:
+    """Runs steps of `model` on `threads` threads. ValueError for heads that the kernels do not know."""
+
+    def __init__(self, model: Model, weights: PanelWeights, threads: int) -> None:
+        self._model = model
+        self._weights = weights
+        self._few_tokens = tile_tokens(model.head_count, model.head_count_kv)
+        self._workspace = Workspace()
+        self._x = self._workspace.array("x", CHUNK_TOKENS, model.embedding_length)
+        self._normed = self._workspace.matrix("normed", CHUNK_TOKENS, model.embedding_length)
+        self._logits = self._workspace.array("logits", LOGITS_TOKENS, model.vocab_size)
+        self._angles = Angles(model, weights)
+        self._head = _Settable(self._lowering().head())
+        self._programs: OrderedDict[tuple[tuple[KVLayout, ...], bool], _Settable] = OrderedDict()
+        self._pool = Pool(threads)
+
+    def close(self) -> None:
+        """Ends the threads; may be called twice."""
+        self._pool.close()
+        self._programs.clear()
+
+    def run(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
+        """The logits of the last `logits_tokens` tokens, (logits_tokens, vocab).
+
+        At most `CHUNK_TOKENS` tokens of one lane, or one token of each of up to `MAX_LANES`.
+        """
+        token_ids = [token for lane in lanes for token in lane.token_ids]
+        count = len(token_ids)
+        self._embed(token_ids)
+        program = self._program(
+            tuple(lane.kv.layout for lane in lanes), split=len(lanes) > 1 or count <= self._few_tokens
+        )
+        program.set(Name.TOKENS, count)
+        if self._model.experts is not None:
+            used, experts = self._model.experts.used_count, self._model.experts.count
+            program.set(Name.SEGMENTS, most_segments(count, used, experts))
+        for number, lane in enumerate(lanes):
+            self._set_lane(program, number, lane)
+        at_once = logits_tokens if logits_tokens <= LOGITS_TOKENS else 0
+        self._run(program, count - at_once, at_once)
+        logits = np.empty((logits_tokens, self._model.vocab_size), np.float32)
+        logits[:at_once] = self._logits[:at_once]
+        for first in range(at_once, logits_tokens, LOGITS_TOKENS):
+            last = min(first + LOGITS_TOKENS, logits_tokens)
+            self._run(self._head, count - logits_tokens + first, last - first)
+            logits[first:last] = self._logits[: last - first]
+        return logits
+
+    def _embed(self, token_ids: Sequence[int]) -> None:
+        rows = self._x[: len(token_ids)]
+        rows[...] = self._weights.embeddings(token_ids)
+        if self._model.embedding_scale != 1.0:
+            rows *= np.float32(self._model.embedding_scale)
+
+    def _set_lane(self, program: "_Settable", number: int, lane: Lane) -> None:
+        program.set(Name.START.of(number), lane.start)
+        program.set(Name.PIECES.of(number), pieces_of(lane.stop))
+        program.set(Name.KV.of(number), lane.kv.address)
+        for rope, (cos, sin) in enumerate(self._angles.addresses(lane.kv.capacity_tokens, lane.stop)):
+            program.set(Name.COS.of(number, rope), cos)
+            program.set(Name.SIN.of(number, rope), sin)
+
+    def _run(self, program: "_Settable", first_wanted: int, wanted: int) -> None:
+        program.set(Name.WANTED, wanted)
+        program.set(Name.FIRST_WANTED, self._normed.address + first_wanted * self._normed.stride_bytes)
+        try:
+            self._pool.run(program.program)
+        except OperationError as error:
+            raise ModelFormatError(
+                f"numbers inside of the model became infinite or undefined: {error}",
+                hint="the file is damaged or was converted wrongly",
+            ) from error
+
+    def _program(self, layouts: tuple[KVLayout, ...], *, split: bool) -> "_Settable":
+        key = (layouts, split)
+        if key not in self._programs:
+            self._programs[key] = _Settable(self._lowering().step(layouts, split=split))
+            if len(self._programs) > MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key]
+
+    def _lowering(self) -> Lowering:
+        return Lowering(
+            self._model, self._weights, self._workspace, capacity=CHUNK_TOKENS, logits_capacity=LOGITS_TOKENS
+        )
+
+
+class _Settable:
+    """A program whose parameters are set only when they change."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._values: dict[str, int] = {}
+        self._known = program.parameters
+
+    def set(self, name: str, value: int) -> None:
+        """Sets a parameter if the program has it."""
+        if self._values.get(name) != value and name in self._known:
+            self.program.set(name, value)
+            self._values[name] = value

@@ -1,0 +1,56 @@
+"""The memory that a step's operations pass on to each other, shared by all layers and programs of an executor.
+
+Knows nothing of what it is for. Pages are taken from the system when they are first written.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.activations import ActivationBuffer, ActivationKind
+from cpu_kernels.formats import PanelFormat
+from cpu_kernels.isa import ISA
+from cpu_kernels.matrix import Matrix
+from cpu_kernels.memory import ALIGNMENT, aligned_bytes
+
+
+class Workspace:
+    """Named matrices and activation buffers; a name means the same memory whenever it is asked for."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[np.float32]] = {}
+        self._integers: dict[str, NDArray[np.int32]] = {}
+        self._buffers: dict[tuple[ActivationKind, ISA, int, int], ActivationBuffer] = {}
+
+    def array(self, name: str, rows: int, columns: int) -> NDArray[np.float32]:
+        """(rows, columns) float32, every row on a cache line. ValueError if the name has another shape already."""
+        if name not in self._arrays:
+            stride = -(-4 * columns // ALIGNMENT) * ALIGNMENT // 4
+            self._arrays[name] = aligned_bytes(4 * rows * stride).view(np.float32).reshape(rows, stride)[:, :columns]
+        array = self._arrays[name]
+        if array.shape != (rows, columns):
+            raise ValueError(f"{name} is {array.shape}, not {(rows, columns)}")
+        return array
+
+    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
+        """The same as a kernel's operand."""
+        return Matrix.of(self.array(name, rows, columns))
+
+    def integers(self, name: str, count: int) -> int:
+        """The address of `count` int32."""
+        if name not in self._integers:
+            self._integers[name] = aligned_bytes(4 * count).view(np.int32)
+        return int(self._integers[name].ctypes.data)
+
+    def activations(self, form: PanelFormat, k: int, capacity: int) -> ActivationBuffer:
+        """What a product with a format's panels reads; formats that read the same share it."""
+        key = (form.activation_kind, form.isa, k, capacity)
+        if key not in self._buffers:
+            self._buffers[key] = ActivationBuffer.allocate(form.activation_kind, k, capacity, form.isa)
+        return self._buffers[key]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes reserved."""
+        buffers = sum(buffer.data.nbytes for buffer in self._buffers.values())
+        integers = sum(array.nbytes for array in self._integers.values())
+        return buffers + integers + sum(array.nbytes for array in self._arrays.values())

@@ -1,0 +1,234 @@
+"""The weights of a model in panels: every matrix packed once for this machine's kernels, vectors as float32.
+
+Matrices lie in one piece of memory, those that are multiplied with the same activations side by side (`joined`), so
+that one product serves them all. Knows nothing about programs. Invariants: while loading, no more than `UNIT_BYTES` of
+a file's bytes are in memory beside the panels; a panel that holds NaN or infinity is never handed out.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.formats import PanelFormat, has_panel_format, panel_format
+from cpu_kernels.isa import ISA
+from cpu_kernels.isa import current as current_isa
+from cpu_kernels.pack import pack
+from cpu_kernels.panel_rows import PanelRows, PanelSums
+from cpu_kernels.reference.dequantize import dequantizable, dequantize
+from offload.errors import ModelFormatError, UnsupportedModelError
+from offload.gguf import GGUFFile, TensorInfo
+from runtime.architectures.base import Model
+
+UNIT_BYTES = 16 << 20
+GROUPS_A_UNIT = 16  # a unit is a multiple: then it begins on a cache line whatever a group's bytes are
+VECTOR_SUFFIXES = ("_norm", "_bias", "_scale")
+# matrices that see the same activations, and so are packed side by side
+BUNDLES = (
+    ("attn_q", "attn_k", "attn_v"),
+    ("ffn_gate", "ffn_up"),
+    ("ffn_gate_exps", "ffn_up_exps"),
+    ("ffn_gate_shexp", "ffn_up_shexp"),
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A matrix (rows, columns) in panels at `address`, or as many as there are experts, `expert_bytes` apart."""
+
+    form: PanelFormat
+    address: int
+    rows: int
+    columns: int
+    experts: int = 1
+    expert_bytes: int = 0
+
+
+def joined(panels: Sequence[Panel]) -> Panel | None:
+    """One panel of all rows, in that order, if they lie so in memory; None if they do not."""
+    first = panels[0]
+    rows = 0
+    for panel in panels:
+        if panel.form.quant_type != first.form.quant_type or panel.columns != first.columns:
+            return None
+        whole_groups, rest = divmod(rows, first.form.group_rows)
+        if rest or panel.address != first.address + whole_groups * first.form.group_bytes(first.columns):
+            return None
+        rows += panel.rows
+    return replace(first, rows=rows)
+
+
+class PanelWeights:
+    """The weights of `model`, read from `gguf`, which must stay open until `load` has returned."""
+
+    def __init__(self, gguf: GGUFFile, model: Model, *, isa: ISA | None = None, threads: int = 1) -> None:
+        """UnsupportedModelError naming a tensor whose type has no kernel."""
+        self.isa = isa or current_isa()
+        self._gguf = gguf
+        self._model = model
+        self._threads = threads
+        self._bundles = list(_bundles(model))
+        self._vector_tensors = [tensor for name, tensor in model.tensors() if _is_vector(name)]
+        self._panels: dict[str, Panel] = {}
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._arena = np.empty(0, np.uint8)
+        self._rows: PanelRows | None = None
+        self._embedding: NDArray[np.uint8] | None = None  # (vocab, row bytes), unless the output's panels hold it
+        self._sums: dict[tuple[str, int], PanelSums] = {}
+        self._check_types()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held in RAM."""
+        embedding = 0 if self._embedding is None else self._embedding.nbytes
+        return self._arena.nbytes + embedding + sum(vector.nbytes for vector in self._vectors.values())
+
+    def panel(self, tensor: TensorInfo) -> Panel:
+        """A matrix; KeyError for a tensor that is none."""
+        return self._panels[tensor.name]
+
+    def vector(self, tensor: TensorInfo) -> NDArray[np.float32]:
+        """A norm's weights, a bias, a factor or a table of divisors; it stays where it is in memory."""
+        return self._vectors[tensor.name]
+
+    def embeddings(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The rows of `token_embd`: (len(ids), embedding length)."""
+        if self._rows is not None:
+            return self._rows.read(ids)
+        assert self._embedding is not None, "load was called"
+        tensor = self._model.token_embd
+        rows = dequantize(self._embedding[np.asarray(ids)], tensor.quant_type)
+        self._check_finite(tensor, rows)
+        return rows
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Reads and packs every tensor; `progress(done, total)` hears of the file's bytes that are done.
+
+        FlashError if reading fails; ModelFormatError naming a tensor that holds NaN or infinity.
+        """
+        total = sum(tensor.num_bytes for _, tensor in self._model.tensors())
+        done = 0
+        for num_bytes in self._load():
+            done += num_bytes
+            if progress is not None:
+                progress(done, total)
+        self._sums.clear()
+
+    def _load(self) -> Iterator[int]:
+        """Loads all, yielding the bytes of the file that each part took."""
+        self._place()
+        for tensor in self._vector_tensors:
+            vector = dequantize(self._gguf.read(tensor).reshape(1, -1), tensor.quant_type).reshape(-1)
+            self._check_finite(tensor, vector)
+            self._vectors[tensor.name] = np.ascontiguousarray(vector)
+            yield tensor.num_bytes
+        for bundle in self._bundles:
+            for tensor in bundle:
+                yield from self._pack(tensor)
+        model = self._model
+        if model.is_tied:
+            output = self._panels[model.output.name]
+            self._rows = PanelRows(output.form, output.address, output.rows, output.columns)
+            return
+        rows = model.token_embd.shape[0]
+        self._embedding = self._gguf.read(model.token_embd).reshape(rows, -1)
+        yield model.token_embd.num_bytes
+
+    def _place(self) -> None:
+        """Gives every matrix its place and takes the memory."""
+        places: list[tuple[TensorInfo, Panel]] = []
+        offset = 0
+        for bundle in self._bundles:
+            sizes = [_sizes(tensor) for tensor in bundle]
+            forms = [panel_format(tensor.quant_type, self.isa) for tensor in bundle]
+            num_bytes = [form.panel_bytes(rows, columns) for form, (_, rows, columns) in zip(forms, sizes, strict=True)]
+            start = offset
+            for tensor, form, (experts, rows, columns), size in zip(bundle, forms, sizes, num_bytes, strict=True):
+                places.append((tensor, Panel(form, start, rows, columns, experts, sum(num_bytes))))
+                start += size
+            offset += sizes[0][0] * sum(num_bytes)
+        self._arena = _huge_pages(offset)
+        base = self._arena.ctypes.data
+        self._panels = {tensor.name: replace(panel, address=base + panel.address) for tensor, panel in places}
+
+    def _pack(self, tensor: TensorInfo) -> Iterator[int]:
+        panel = self._panels[tensor.name]
+        row_bytes = tensor.quant_type.row_bytes(panel.columns)
+        groups = max(1, UNIT_BYTES // (row_bytes * panel.form.group_rows * GROUPS_A_UNIT)) * GROUPS_A_UNIT
+        step = groups * panel.form.group_rows
+        for expert in range(panel.experts):
+            for first in range(0, panel.rows, step):
+                rows = min(step, panel.rows - first)
+                data = np.empty(rows * row_bytes, np.uint8)
+                self._gguf.read_into(tensor, data, start=(expert * panel.rows + first) * row_bytes)
+                offset = panel.address - self._arena.ctypes.data + expert * panel.expert_bytes
+                offset += first // panel.form.group_rows * panel.form.group_bytes(panel.columns)
+                out = self._arena[offset : offset + panel.form.panel_bytes(rows, panel.columns)]
+                pack(data, tensor.quant_type, rows, panel.columns, self.isa, out, self._threads)
+                self._check_panel(tensor, panel, out.ctypes.data, data.reshape(rows, row_bytes))
+                yield data.nbytes
+
+    def _check_panel(self, tensor: TensorInfo, panel: Panel, address: int, data: NDArray[np.uint8]) -> None:
+        """A sum is finite unless a weight is not, or it overflows; decoding tells the two apart."""
+        key = (panel.form.name, panel.columns)
+        if key not in self._sums:
+            self._sums[key] = PanelSums(panel.form, panel.columns)
+        sums = self._sums[key].of(address, len(data))
+        if not np.isfinite(sums).all():
+            with np.errstate(invalid="ignore", over="ignore"):
+                self._check_finite(tensor, dequantize(data[~np.isfinite(sums)], tensor.quant_type))
+
+    def _check_finite(self, tensor: TensorInfo, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise ModelFormatError(
+                f"{self._gguf.path}: tensor {tensor.name} holds weights that are not finite numbers",
+                hint="the file is damaged, or was converted from a damaged model; fetch it again",
+            )
+
+    def _check_types(self) -> None:
+        for bundle in self._bundles:
+            for tensor in bundle:
+                if not has_panel_format(tensor.quant_type):
+                    raise self._unsupported(tensor)
+        for tensor in (*self._vector_tensors, self._model.token_embd):
+            if not dequantizable(tensor.quant_type):
+                raise self._unsupported(tensor)
+
+    def _unsupported(self, tensor: TensorInfo) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self._gguf.path}: there is no kernel for tensor {tensor.name} of type {tensor.quant_type.name}",
+            hint="run it with --loop sequential or --engine llama.cpp",
+        )
+
+
+def _is_vector(name: str) -> bool:
+    return name.endswith(VECTOR_SUFFIXES) or name.startswith("rope_")
+
+
+def _bundles(model: Model) -> Iterator[tuple[TensorInfo, ...]]:
+    """The matrices in the order a step reads them, those of one bundle together."""
+    for layer in model.layers:
+        tensors = {name: tensor for name, tensor in layer.tensors() if not _is_vector(name)}
+        while tensors:
+            name = next(iter(tensors))
+            names = next((bundle for bundle in BUNDLES if name in bundle), (name,))
+            yield tuple(tensors.pop(part) for part in names if part in tensors)
+    yield (model.output,)
+
+
+def _sizes(tensor: TensorInfo) -> tuple[int, int, int]:
+    """(experts, rows, columns) of a matrix, or of a vector that is multiplied as one row."""
+    experts, rows, columns = (1, 1, 1, *tensor.shape)[-3:]
+    return experts, rows, columns
+
+
+def _huge_pages(num_bytes: int) -> NDArray[np.uint8]:
+    """Zeroed memory, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, max(num_bytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
