@@ -14,7 +14,6 @@ from functools import cache, partial
 
 from cpu_kernels.attention_traces import (
     NO_WINDOW,
-    PIECE_TOKENS,
     TILE_ROWS,
     Shape,
     state_floats,
@@ -23,7 +22,7 @@ from cpu_kernels.attention_traces import (
     trace_whole,
 )
 from cpu_kernels.isa import ISA
-from cpu_kernels.kv_layout import KVLayout, KVMemory
+from cpu_kernels.kv_layout import PIECE_TOKENS, KVLayout, KVMemory
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.native import float_bits
 from cpu_kernels.program import Field, Row, divided, times
@@ -105,7 +104,7 @@ def split_attention_rows(
             "attention_pieces",
             part.address_for(isa),
             times(pieces, layout.kv_heads),
-            (*fixed, scratch, 0, tokens, start, pieces),
+            (*fixed, scratch, tokens, start),
         ),
         Row(
             "attention_merge",
@@ -133,13 +132,13 @@ def _fixed_arguments(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Field, ...]:
-    """Arguments 0-10 of "whole" and "piece"."""
+    """Arguments 0-8 of "whole" and "piece"."""
     if window is not None and window < 1:
         raise ValueError(f"attention with a window of {window} tokens")
     layout = memory.layout
     return (
-        *(queries.address, queries.stride_bytes, memory.keys, layout.key_head_bytes),
-        *(memory.values, layout.value_head_bytes, layout.kv_heads, heads // layout.kv_heads),
+        *(queries.address, queries.stride_bytes, memory.keys, memory.values),
+        *(layout.kv_heads, heads // layout.kv_heads),
         *(float_bits(scale), NO_WINDOW if window is None else window, float_bits(softcap or 0.0)),
     )
 

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cpu_kernels.kv_layout import BLOCK_TOKENS, HALF_BYTES, TILE_DIMS
+from cpu_kernels.kv_layout import BLOCK_TOKENS, HALF_BYTES, PIECE_BLOCKS, PIECE_TOKENS, TILE_DIMS
 from cpu_kernels.simd import F32, I16, I32, Kernel, Value, Variable, vector_type
 from cpu_kernels.traced import each, exp, spread, tanh
 
-PIECE_TOKENS = 512
-PIECE_BLOCKS = PIECE_TOKENS // BLOCK_TOKENS
 TILE_ROWS = 32
 NOTHING = -1e30  # a score below all others, yet finite, so that differences are numbers
 NO_WINDOW = 1 << 40
@@ -43,12 +41,13 @@ class _Tile:
     """The rows of one tile of one KV head: where their queries, scores and states lie, and the code that fills them."""
 
     def __init__(self, k: Kernel, shape: Shape, *, prefetch: bool) -> None:
-        """Reads arguments 0-10 of the operation; the rest is set by `begin`."""
+        """Reads arguments 0-8 of the operation; the rest is set by `begin`."""
         self.k, self.shape, self.prefetch = k, shape, prefetch
-        names = ("queries", "query_stride", "key_cache", "key_head_bytes", "value_cache", "value_head_bytes")
-        for index, name in enumerate((*names, "kv_heads", "group")):
+        for index, name in enumerate(("queries", "query_stride", "key_cache", "value_cache", "kv_heads", "group")):
             setattr(self, name, k.arg(index))
-        self.scale, self.window, self.cap = k.float_arg(8), k.arg(9), k.float_arg(10)
+        self.key_block_bytes = BLOCK_TOKENS * shape.key_length * HALF_BYTES
+        self.value_block_bytes = BLOCK_TOKENS * shape.padded * HALF_BYTES
+        self.scale, self.window, self.cap = k.float_arg(6), k.arg(7), k.float_arg(8)
         self.state_bytes = 4 * state_floats(shape.value_length)
         self.query_rows = k.scratch(TILE_ROWS * 4 * shape.key_length)
         self.scores = k.scratch(TILE_ROWS * 4 * BLOCK_TOKENS)
@@ -58,9 +57,7 @@ class _Tile:
     queries: Value
     query_stride: Value
     key_cache: Value
-    key_head_bytes: Value
     value_cache: Value
-    value_head_bytes: Value
     kv_heads: Value
     group: Value
 
@@ -68,8 +65,7 @@ class _Tile:
         """Takes the rows of `tokens` queries from `first_token` on, scaled, and what each sees."""
         k, shape = self.k, self.shape
         self.rows = tokens * self.group
-        self.keys = self.key_cache + kv_head * self.key_head_bytes
-        self.values = self.value_cache + kv_head * self.value_head_bytes
+        self.kv_head = kv_head
         first = start + first_token
         self.first_seen = k.maximum(first - self.window + 1, k.int64(0))
         self.end_seen = first + tokens
@@ -97,6 +93,10 @@ class _Tile:
         k = self.k
         first = k.maximum(piece * PIECE_BLOCKS, self.first_seen // BLOCK_TOKENS)
         last = k.minimum((piece + 1) * PIECE_BLOCKS, (self.end_seen + (BLOCK_TOKENS - 1)) // BLOCK_TOKENS)
+        # where the head's blocks would begin if all before the piece were its own
+        before = (piece * (self.kv_heads - 1) + self.kv_head) * PIECE_BLOCKS
+        self.keys = self.key_cache + before * self.key_block_bytes
+        self.values = self.value_cache + before * self.value_block_bytes
         with k.loop(first, last) as block:
             self._score(block)
             for count, row in self._row_groups():
@@ -106,15 +106,14 @@ class _Tile:
 
     def _score(self, block: Value) -> None:
         k, length = self.k, self.shape.key_length
-        block_bytes = BLOCK_TOKENS * length * HALF_BYTES
-        keys = self.keys + block * block_bytes
+        keys = self.keys + block * self.key_block_bytes
         offsets = [HALF_BYTES * first for first in range(0, BLOCK_TOKENS, k.lanes)]
         for count, row in self._row_groups():
             with row as first:
                 for group in _groups(offsets, self._vectors_at_once(count)):
                     sums = [[k.variable(k.constant(k.floats, 0.0)) for _ in group] for _ in range(count)]
                     queries = self.query_rows + first * (4 * length)
-                    ahead = block_bytes if self.prefetch and group[0] == 0 else 0
+                    ahead = self.key_block_bytes if self.prefetch and group[0] == 0 else 0
                     self._multiply(
                         sums,
                         (queries, 4 * length),
@@ -174,8 +173,7 @@ class _Tile:
 
     def _gather(self, states: Value, block: Value) -> None:
         k = self.k
-        block_bytes = BLOCK_TOKENS * self.shape.padded * HALF_BYTES
-        values = self.values + block * block_bytes
+        values = self.values + block * self.value_block_bytes
         terms = k.minimum(self.end_seen - block * BLOCK_TOKENS, k.int64(BLOCK_TOKENS))
         tile_bytes = BLOCK_TOKENS * TILE_DIMS * HALF_BYTES
         dims = list(range(0, self.shape.padded, k.lanes))
@@ -190,7 +188,7 @@ class _Tile:
                         sums.append([k.variable(k.load(k.floats, place + 4 * dim) * factor) for dim in group])
                     offsets = [dim // TILE_DIMS * tile_bytes + dim % TILE_DIMS * HALF_BYTES for dim in group]
                     weights = self.scores + first * (4 * BLOCK_TOKENS)
-                    ahead = block_bytes if self.prefetch else 0
+                    ahead = self.value_block_bytes if self.prefetch else 0
                     self._multiply(
                         sums,
                         (weights, 4 * BLOCK_TOKENS),
@@ -280,9 +278,9 @@ def finish_state(k: Kernel, out: Value, state: Value, shape: Shape) -> None:
 
 
 def trace_whole(k: Kernel, *, shape: Shape) -> None:
-    """Items: KV heads, tile after tile. Arguments 11-15: out, its stride, tokens, start, tokens a tile."""
+    """Items: KV heads, tile after tile. Arguments 9-13: out, its stride, tokens, start, tokens a tile."""
     tile = _Tile(k, shape, prefetch=False)
-    out, out_stride, tokens, start, per_tile = (k.arg(index) for index in range(11, 16))
+    out, out_stride, tokens, start, per_tile = (k.arg(index) for index in range(9, 14))
     totals, states = (k.scratch(TILE_ROWS * tile.state_bytes) for _ in range(2))
     tiles = (tokens + per_tile - 1) // per_tile
     with k.loop(k.begin, k.end) as item:
@@ -301,14 +299,14 @@ def trace_whole(k: Kernel, *, shape: Shape) -> None:
 
 
 def trace_piece(k: Kernel, *, shape: Shape) -> None:
-    """Items: KV heads, piece after piece. Arguments 11-15: scratch, unused, tokens, start, pieces."""
+    """Items: pieces, KV head after KV head, as they lie in memory. Arguments 9-11: scratch, tokens, start."""
     tile = _Tile(k, shape, prefetch=True)
-    scratch, tokens, start, pieces = k.arg(11), k.arg(13), k.arg(14), k.arg(15)
+    scratch, tokens, start = k.arg(9), k.arg(10), k.arg(11)
     with k.loop(k.begin, k.end) as item:
-        tile.begin(item // pieces, k.int64(0), tokens, start)
+        tile.begin(item % tile.kv_heads, k.int64(0), tokens, start)
         states = scratch + item * tile.rows * tile.state_bytes
         tile.fresh(states)
-        tile.piece(states, item % pieces)
+        tile.piece(states, item // tile.kv_heads)
 
 
 def trace_merge(k: Kernel, *, shape: Shape) -> None:
@@ -326,7 +324,7 @@ def trace_merge(k: Kernel, *, shape: Shape) -> None:
         first_seen = k.maximum(start + token - window + 1, k.int64(0))
         clear_state(k, state, shape)
         with k.loop(first_seen // PIECE_TOKENS, pieces) as piece:
-            part = (head // group * pieces + piece) * rows + row
+            part = (piece * kv_heads + head // group) * rows + row
             merge_state(k, state, scratch + part * state_bytes, shape)
         finish_state(k, out + token * out_stride + head * (4 * shape.value_length), state, shape)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from cpu_kernels.isa import ISA
-from cpu_kernels.kv_layout import BLOCK_TOKENS, HALF_BYTES, TILE_DIMS, KVMemory
+from cpu_kernels.kv_layout import BLOCK_TOKENS, HALF_BYTES, PIECE_BLOCKS, PIECE_TOKENS, TILE_DIMS, KVMemory
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.native import float_bits
 from cpu_kernels.program import Field, Row, times
@@ -66,7 +66,7 @@ def heads_row(
     args = (
         *(queries.address, queries.stride_bytes, keys.address, keys.stride_bytes),
         *(values.address, values.stride_bytes, memory.keys, memory.values, rotation.cos, rotation.sin, start),
-        *(query_norm or 0, key_norm or 0, float_bits(eps), query_heads, layout.kv_heads << 32 | layout.blocks),
+        *(query_norm or 0, key_norm or 0, float_bits(eps), query_heads, layout.kv_heads),
     )
     return Row("heads", operation.address_for(isa), times(tokens, query_heads + 2 * layout.kv_heads), args)
 
@@ -93,7 +93,7 @@ def _trace(
     """Items: every head's query, then every KV head's key, then every KV head's value, token after token."""
     queries, query_stride, keys, key_stride, values, value_stride = (k.arg(index) for index in range(6))
     key_cache, value_cache, cos, sin, start, query_norm, key_norm = (k.arg(index) for index in range(6, 13))
-    eps, query_heads, kv_heads, blocks = k.float_arg(13), k.arg(14), k.arg(15) >> 32, k.arg(15) & 0xFFFFFFFF
+    eps, query_heads, kv_heads = k.float_arg(13), k.arg(14), k.arg(15)
     zero, columns = k.constant(F32, 0.0), k.int64(length)
     buffer = k.scratch(4 * length)
     parts = query_heads + kv_heads * 2
@@ -118,15 +118,21 @@ def _trace(
                     k.int64(length - 2 * pairs),
                     lambda at, kind: k.store(k.load(kind, key + at + 8 * pairs), buffer + at + 8 * pairs),
                 )
-            block = (head * blocks + position // BLOCK_TOKENS) * (BLOCK_TOKENS * length * HALF_BYTES)
+            block = block_of(position, head, kv_heads) * (BLOCK_TOKENS * length * HALF_BYTES)
             to = key_cache + block + (position % BLOCK_TOKENS) * HALF_BYTES
             _store_key(k, to, buffer, length)
         with k.when(part >= query_heads + kv_heads):
             head = part - query_heads - kv_heads
             tiles = -(-value_length // TILE_DIMS)
-            block = (head * blocks + position // BLOCK_TOKENS) * (BLOCK_TOKENS * tiles * TILE_DIMS * HALF_BYTES)
+            block = block_of(position, head, kv_heads) * (BLOCK_TOKENS * tiles * TILE_DIMS * HALF_BYTES)
             to = value_cache + block + (position % BLOCK_TOKENS) * (TILE_DIMS * HALF_BYTES)
             _store_value(k, to, values + token * value_stride + head * (4 * value_length), value_length)
+
+
+def block_of(position: Value, head: Value, kv_heads: Value) -> Value:
+    """The block of a head that holds a position, counted in the order of memory."""
+    piece = position // PIECE_TOKENS
+    return (piece * kv_heads + head) * PIECE_BLOCKS + (position // BLOCK_TOKENS - piece * PIECE_BLOCKS)
 
 
 def _store_key(k: Kernel, to: Value, key: Value, length: int) -> None:
