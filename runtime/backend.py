@@ -33,7 +33,9 @@ def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress
 
     weights = PanelWeights(gguf, model, threads=settings.threads)
     weights.load(on_load)
-    return ProgramExecutor(model, weights, threads=settings.threads)
+    executor = ProgramExecutor(model, weights, threads=settings.threads)
+    executor.warm_up()
+    return executor
 
 
 def _sequential(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress | None) -> Executor:

@@ -1,12 +1,12 @@
 """The weights of a model in panels: every matrix packed once for this machine's kernels, vectors as float32.
 
 Matrices lie in one piece of memory, those that are multiplied with the same activations side by side (`joined`), so
-that one product serves them all. Knows nothing about programs. Invariants: while loading, no more than `UNIT_BYTES` of
-a file's bytes are in memory beside the panels; a panel that holds NaN or infinity is never handed out.
+that one product serves them all. Knows nothing about programs. Invariants: while loading, no more than three units
+(`UNIT_BYTES`) of a file's bytes are in memory beside the panels; one that holds NaN or infinity is never handed out.
 """
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from cpu_kernels.panel_rows import PanelRows, PanelSums
 from cpu_kernels.reference.dequantize import dequantizable, dequantize
 from offload.errors import ModelFormatError, UnsupportedModelError
 from offload.gguf import GGUFFile, TensorInfo
+from offload.memory import reserved_bytes
 from runtime.architectures.base import Model
 
 UNIT_BYTES = 16 << 20
@@ -60,6 +61,16 @@ def joined(panels: Sequence[Panel]) -> Panel | None:
             return None
         rows += panel.rows
     return replace(first, rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Rows of a matrix or of an expert's that are read and packed at once."""
+
+    tensor: TensorInfo
+    expert: int
+    first_row: int
+    rows: int
 
 
 class PanelWeights:
@@ -126,9 +137,9 @@ class PanelWeights:
             self._check_finite(tensor, vector)
             self._vectors[tensor.name] = np.ascontiguousarray(vector)
             yield tensor.num_bytes
-        for bundle in self._bundles:
-            for tensor in bundle:
-                yield from self._pack(tensor)
+        for unit, data in self._read_ahead():
+            self._pack(unit, data)
+            yield data.nbytes
         model = self._model
         if model.is_tied:
             output = self._panels[model.output.name]
@@ -151,26 +162,50 @@ class PanelWeights:
                 places.append((tensor, Panel(form, start, rows, columns, experts, sum(num_bytes))))
                 start += size
             offset += sizes[0][0] * sum(num_bytes)
-        self._arena = _huge_pages(offset)
+        self._arena = reserved_bytes(offset, huge_pages=True)
         base = self._arena.ctypes.data
         self._panels = {tensor.name: replace(panel, address=base + panel.address) for tensor, panel in places}
 
-    def _pack(self, tensor: TensorInfo) -> Iterator[int]:
-        panel = self._panels[tensor.name]
-        row_bytes = tensor.quant_type.row_bytes(panel.columns)
-        groups = max(1, UNIT_BYTES // (row_bytes * panel.form.group_rows * GROUPS_A_UNIT)) * GROUPS_A_UNIT
-        step = groups * panel.form.group_rows
-        for expert in range(panel.experts):
-            for first in range(0, panel.rows, step):
-                rows = min(step, panel.rows - first)
-                data = np.empty(rows * row_bytes, np.uint8)
-                self._gguf.read_into(tensor, data, start=(expert * panel.rows + first) * row_bytes)
-                offset = panel.address - self._arena.ctypes.data + expert * panel.expert_bytes
-                offset += first // panel.form.group_rows * panel.form.group_bytes(panel.columns)
-                out = self._arena[offset : offset + panel.form.panel_bytes(rows, panel.columns)]
-                pack(data, tensor.quant_type, rows, panel.columns, self.isa, out, self._threads)
-                self._check_panel(tensor, panel, out.ctypes.data, data.reshape(rows, row_bytes))
-                yield data.nbytes
+    def _read_ahead(self) -> Iterator[tuple["_Unit", NDArray[np.uint8]]]:
+        """Every unit with its bytes; the next one is read while one is packed."""
+        with ThreadPoolExecutor(1, "strata-reader") as reader:
+            previous: tuple[_Unit, Future[NDArray[np.uint8]]] | None = None
+            for unit in self._units():
+                reading = reader.submit(self._read, unit)
+                if previous is not None:
+                    yield previous[0], previous[1].result()
+                previous = unit, reading
+            assert previous is not None, "a model has an output"
+            yield previous[0], previous[1].result()
+
+    def _units(self) -> Iterator["_Unit"]:
+        """Runs of rows of all matrices, in the order of their places."""
+        for bundle in self._bundles:
+            for tensor in bundle:
+                panel = self._panels[tensor.name]
+                group_bytes = tensor.quant_type.row_bytes(panel.columns) * panel.form.group_rows
+                groups = max(1, UNIT_BYTES // (group_bytes * GROUPS_A_UNIT)) * GROUPS_A_UNIT
+                step = groups * panel.form.group_rows
+                for expert in range(panel.experts):
+                    for first in range(0, panel.rows, step):
+                        yield _Unit(tensor, expert, first, min(step, panel.rows - first))
+
+    def _read(self, unit: "_Unit") -> NDArray[np.uint8]:
+        """(rows, bytes of a row)."""
+        panel = self._panels[unit.tensor.name]
+        data = np.empty((unit.rows, unit.tensor.quant_type.row_bytes(panel.columns)), np.uint8)
+        start = (unit.expert * panel.rows + unit.first_row) * data.shape[1]
+        self._gguf.read_into(unit.tensor, data.reshape(-1), start=start)
+        return data
+
+    def _pack(self, unit: "_Unit", data: NDArray[np.uint8]) -> None:
+        panel = self._panels[unit.tensor.name]
+        offset = panel.address - self._arena.ctypes.data + unit.expert * panel.expert_bytes
+        offset += unit.first_row // panel.form.group_rows * panel.form.group_bytes(panel.columns)
+        out = self._arena[offset : offset + panel.form.panel_bytes(unit.rows, panel.columns)]
+        quant_type = unit.tensor.quant_type
+        pack(data.reshape(-1), quant_type, unit.rows, panel.columns, self.isa, out, self._threads)
+        self._check_panel(unit.tensor, panel, out.ctypes.data, data)
 
     def _check_panel(self, tensor: TensorInfo, panel: Panel, address: int, data: NDArray[np.uint8]) -> None:
         """A sum is finite unless a weight is not, or it overflows; decoding tells the two apart."""
@@ -224,11 +259,3 @@ def _sizes(tensor: TensorInfo) -> tuple[int, int, int]:
     """(experts, rows, columns) of a matrix, or of a vector that is multiplied as one row."""
     experts, rows, columns = (1, 1, 1, *tensor.shape)[-3:]
     return experts, rows, columns
-
-
-def _huge_pages(num_bytes: int) -> NDArray[np.uint8]:
-    """Zeroed memory, in huge pages where the system has them."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)

@@ -8,10 +8,16 @@ EXACT_TYPES = ("F32", "F16")
 MAX_KL = {True: 1e-4, False: 1e-2}
 
 
-def max_kl_divergence(peer: NDArray[np.floating], ours: NDArray[np.floating]) -> float:
-    """The greatest KL divergence of our distribution from the peer's over all positions, in nats; (n, vocab) each."""
+def kl_divergences(peer: NDArray[np.floating], ours: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The KL divergence of our distribution from the peer's at every position, in nats; (n, vocab) each."""
     p, q = _log_softmax(peer), _log_softmax(ours)
-    return float((np.exp(p) * (p - q)).sum(-1).max())
+    divergences: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(-1)
+    return divergences
+
+
+def max_kl_divergence(peer: NDArray[np.floating], ours: NDArray[np.floating]) -> float:
+    """The greatest of `kl_divergences`."""
+    return float(kl_divergences(peer, ours).max())
 
 
 def decided_differently(peer: NDArray[np.floating], ours: NDArray[np.floating], gap: float = 1e-2) -> list[int]:

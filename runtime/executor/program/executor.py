@@ -35,6 +35,11 @@ class ProgramExecutor:
         shape = (model.head_count_kv, model.key_length, model.value_length)
         return ProgramKV(model.block_count, *shape, capacity_tokens)
 
+    def warm_up(self) -> None:
+        """Make or load every kernel now, so that the first answer does not wait for them."""
+        for count in (1, self._runner.few_tokens + 1):  # the two kinds of programs
+            self.forward([Step([0] * count, self.new_kv(count))])
+
     def close(self) -> None:
         """See `Executor`."""
         self._runner.close()

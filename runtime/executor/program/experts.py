@@ -1,7 +1,5 @@
 """Rows of operations for a layer of routed experts. Knows nothing about how a step is run."""
 
-from typing import TYPE_CHECKING
-
 from cpu_kernels.elementwise import add_gated_row
 from cpu_kernels.experts import (
     expert_matmul_row,
@@ -16,29 +14,27 @@ from cpu_kernels.program import times
 from cpu_kernels.router import combine_row, gather_row, group_row, route_row
 from offload.gguf import TensorInfo
 from runtime.architectures.base import Experts, Layer
+from runtime.executor.program.emitter import Emitter
 from runtime.executor.program.linear import Linear
 from runtime.executor.program.parameters import SEGMENTS, TOKENS
 from runtime.panels import joined
 
-if TYPE_CHECKING:
-    from runtime.executor.program.lowering import Lowering
 
-
-def add_experts(lowering: "Lowering", layer: Layer, experts: Experts) -> None:
-    """delta = what the chosen experts and the shared one make of `normed`."""
-    _Experts(lowering, layer, experts).add()
+def add_experts(emitter: Emitter, layer: Layer, experts: Experts, *, normed: Matrix, out: Matrix) -> None:
+    """out = what the chosen experts and the shared one make of `normed`."""
+    _Experts(emitter, layer, experts).add(normed, out)
     if layer.ffn_gate_inp_shexp is not None:
-        _add_shared(lowering, layer)
+        _add_shared(emitter, layer, normed, out)
 
 
 class _Experts:
     """The tables and rows of one layer; tables are shared by all layers."""
 
-    def __init__(self, lowering: "Lowering", layer: Layer, experts: Experts) -> None:
-        self.lowering = lowering
+    def __init__(self, emitter: Emitter, layer: Layer, experts: Experts) -> None:
+        self.emitter = emitter
         self.layer = layer
         self.experts = experts
-        workspace, capacity = lowering.workspace, lowering.capacity
+        workspace, capacity = emitter.workspace, emitter.capacity
         self.slots = capacity * experts.used_count
         self.tile_columns = self._tile_columns()
         self.columns = most_columns(capacity, experts.used_count, experts.count, self.tile_columns)
@@ -52,35 +48,35 @@ class _Experts:
 
     def _tile_columns(self) -> int:
         """The greatest tile of the layer's matrices: what begins on it begins on all."""
-        layer, weights = self.layer, self.lowering.weights
+        layer, weights = self.layer, self.emitter.weights
         tensors = (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps)
         return max(weights.panel(tensor).form.isa.tile_columns for tensor in tensors if tensor is not None)
 
-    def add(self) -> None:
+    def add(self, normed: Matrix, out: Matrix) -> None:
         """Router, gate and up, down, and the weighted sum."""
-        lowering, layer, used = self.lowering, self.layer, self.experts.used_count
-        program, isa, workspace = lowering.program, lowering.weights.isa, lowering.workspace
-        self._add_routing()
+        emitter, layer, used = self.emitter, self.layer, self.experts.used_count
+        program, isa, workspace = emitter.program, emitter.isa, emitter.workspace
+        self._add_routing(normed)
         gate, up, down = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
         assert gate is not None and up is not None and down is not None, "a checked description has all experts"
         width = gate.shape[1]
         gate_up = workspace.matrix("slots_gate_up", self.slots, 2 * width)
-        inputs = workspace.matrix("slots_normed", self.slots, lowering.normed.columns)
-        program.add(gather_row(inputs, lowering.normed, self.token_of_slot, times(TOKENS, used), isa=isa))
+        inputs = workspace.matrix("slots_normed", self.slots, normed.columns)
+        program.add(gather_row(inputs, normed, self.token_of_slot, times(TOKENS, used), isa=isa))
         self._add_products(inputs, [gate, up], gate_up)
         self._add_scale(gate_up.slice(0, width), layer.ffn_gate_exps_scale)
         self._add_scale(gate_up.slice(width, width), layer.ffn_up_exps_scale)
-        inner = lowering.gate(gate_up, times(TOKENS, used))
-        out = workspace.matrix("slots_down", self.slots, down.shape[1])
-        self._add_products(inner, [down], out)
-        self._add_scale(out, layer.ffn_down_exps_scale)
-        program.add(combine_row(lowering.delta, out, self.topk_weights, self.slot_of_pair, TOKENS, used=used, isa=isa))
+        inner = emitter.gate(gate_up, times(TOKENS, used))
+        outputs = workspace.matrix("slots_down", self.slots, down.shape[1])
+        self._add_products(inner, [down], outputs)
+        self._add_scale(outputs, layer.ffn_down_exps_scale)
+        program.add(combine_row(out, outputs, self.topk_weights, self.slot_of_pair, TOKENS, used=used, isa=isa))
 
-    def _add_routing(self) -> None:
-        lowering, experts = self.lowering, self.experts
-        program, used = lowering.program, experts.used_count
-        logits = lowering.matrix("router_logits", experts.count)
-        lowering.linear(lowering.normed, [Linear.of(self.layer, "ffn_gate_inp")], logits)
+    def _add_routing(self, normed: Matrix) -> None:
+        emitter, experts = self.emitter, self.experts
+        program, used = emitter.program, experts.used_count
+        logits = emitter.matrix("router_logits", experts.count)
+        emitter.linear(normed, [Linear.of(self.layer, "ffn_gate_inp")], logits)
         program.add(
             route_row(
                 *(logits, self.topk_ids, self.topk_weights, TOKENS),
@@ -106,36 +102,35 @@ class _Experts:
         )
 
     def _add_products(self, source: Matrix, tensors: list[TensorInfo], out: Matrix) -> None:
-        lowering = self.lowering
-        panels = [lowering.weights.panel(tensor) for tensor in tensors]
+        emitter = self.emitter
+        panels = [emitter.weights.panel(tensor) for tensor in tensors]
         whole = joined(panels)
-        inputs = [lowering.workspace.activations(panel.form, panel.columns, self.columns) for panel in panels]
+        inputs = [emitter.workspace.activations(panel.form, panel.columns, self.columns) for panel in panels]
         for buffer in {buffer.address: buffer for buffer in inputs}.values():
-            lowering.program.add(quantize_slots_row(source, self.segments, SEGMENTS, buffer))
+            emitter.program.add(quantize_slots_row(source, self.segments, SEGMENTS, buffer))
         column = 0
         for panel, buffer in zip(panels if whole is None else [whole], inputs, strict=False):
             target = out.slice(column, panel.rows)
             place = (panel.form, panel.address, panel.expert_bytes, panel.rows, buffer)
-            lowering.program.add(expert_matmul_row(*place, out=target, segments=self.segments, most=SEGMENTS))
+            emitter.program.add(expert_matmul_row(*place, out=target, segments=self.segments, most=SEGMENTS))
             column += panel.rows
 
     def _add_scale(self, x: Matrix, scale: TensorInfo | None) -> None:
         if scale is not None:
-            lowering = self.lowering
-            row = scale_slots_row(x, lowering.vector(scale), self.segments, SEGMENTS, isa=lowering.weights.isa)
-            lowering.program.add(row)
+            emitter = self.emitter
+            row = scale_slots_row(x, emitter.vector(scale), self.segments, SEGMENTS, isa=emitter.isa)
+            emitter.program.add(row)
 
 
-def _add_shared(lowering: "Lowering", layer: Layer) -> None:
-    """delta += shared expert * sigmoid(its gate)."""
+def _add_shared(emitter: Emitter, layer: Layer, normed: Matrix, out: Matrix) -> None:
+    """out += shared expert * sigmoid(its gate)."""
     parts = [Linear.of(layer, "ffn_gate_shexp"), Linear.of(layer, "ffn_up_shexp")]
-    gate_up = lowering.matrix("shared_gate_up", sum(part.weight.shape[0] for part in parts))
-    lowering.linear(lowering.normed, parts, gate_up)
-    inner = lowering.gate(gate_up, TOKENS)
-    shared = lowering.matrix("shared", lowering.model.embedding_length)
-    lowering.linear(inner, [Linear.of(layer, "ffn_down_shexp")], shared)
-    gate = lowering.matrix("shared_gate", 1)
+    gate_up = emitter.matrix("shared_gate_up", sum(part.weight.shape[0] for part in parts))
+    emitter.linear(normed, parts, gate_up)
+    inner = emitter.gate(gate_up, TOKENS)
+    shared = emitter.matrix("shared", emitter.model.embedding_length)
+    emitter.linear(inner, [Linear.of(layer, "ffn_down_shexp")], shared)
+    gate = emitter.matrix("shared_gate", 1)
     assert layer.ffn_gate_inp_shexp is not None
-    lowering.linear(lowering.normed, [Linear(layer.ffn_gate_inp_shexp)], gate)
-    delta = lowering.delta
-    lowering.program.add(add_gated_row(delta, delta, shared, gate, TOKENS, isa=lowering.weights.isa))
+    emitter.linear(normed, [Linear(layer.ffn_gate_inp_shexp)], gate)
+    emitter.program.add(add_gated_row(out, out, shared, gate, TOKENS, isa=emitter.isa))

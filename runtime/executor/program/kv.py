@@ -5,13 +5,16 @@ first `length` tokens; what lies behind them is never used, so that a pass which
 """
 
 from cpu_kernels.kv_layout import BLOCK_TOKENS, KVLayout
-from cpu_kernels.memory import ALIGNMENT, aligned_bytes
+from cpu_kernels.memory import ALIGNMENT
+from offload.memory import reserved_bytes
 
 
 class ProgramKV:
     """Keys and values of up to `capacity_tokens` tokens in `layers` layers of float16.
 
-    Memory is reserved for a power of two of blocks, so that few programs serve sequences of every capacity.
+    Memory is reserved for a power of two of blocks, so that few programs serve sequences of every capacity, and in
+    small pages, so that what is never written takes no RAM. Huge ones made decode at 3900 tokens of a 1B model no
+    faster (29.4 ms a token against 29.2, one Zen 5 core).
     """
 
     def __init__(self, layers: int, kv_heads: int, key_length: int, value_length: int, capacity_tokens: int) -> None:
@@ -23,7 +26,7 @@ class ProgramKV:
         blocks = -(-capacity_tokens // BLOCK_TOKENS)
         reserved_tokens = BLOCK_TOKENS << (blocks - 1).bit_length()
         self.layout = KVLayout(kv_heads, key_length, value_length, reserved_tokens)
-        self._memory = aligned_bytes(layers * layer_bytes(self.layout))
+        self._memory = reserved_bytes(layers * layer_bytes(self.layout), huge_pages=False)
         self._layers = layers
 
     @property

@@ -18,6 +18,7 @@ from cpu_kernels.program import Program
 from offload.errors import ModelFormatError
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
+from runtime.executor.program.emitter import Emitter
 from runtime.executor.program.kv import ProgramKV
 from runtime.executor.program.lowering import Lowering
 from runtime.executor.program.parameters import Name
@@ -50,7 +51,7 @@ class Runner:
     def __init__(self, model: Model, weights: PanelWeights, threads: int) -> None:
         self._model = model
         self._weights = weights
-        self._few_tokens = tile_tokens(model.head_count, model.head_count_kv)
+        self.few_tokens = tile_tokens(model.head_count, model.head_count_kv)
         self._workspace = Workspace()
         self._x = self._workspace.array("x", CHUNK_TOKENS, model.embedding_length)
         self._normed = self._workspace.matrix("normed", CHUNK_TOKENS, model.embedding_length)
@@ -74,7 +75,7 @@ class Runner:
         count = len(token_ids)
         self._embed(token_ids)
         program = self._program(
-            tuple(lane.kv.layout for lane in lanes), split=len(lanes) > 1 or count <= self._few_tokens
+            tuple(lane.kv.layout for lane in lanes), split=len(lanes) > 1 or count <= self.few_tokens
         )
         program.set(Name.TOKENS, count)
         if self._model.experts is not None:
@@ -127,9 +128,7 @@ class Runner:
         return self._programs[key]
 
     def _lowering(self) -> Lowering:
-        return Lowering(
-            self._model, self._weights, self._workspace, capacity=CHUNK_TOKENS, logits_capacity=LOGITS_TOKENS
-        )
+        return Lowering(Emitter(self._model, self._weights, self._workspace, CHUNK_TOKENS), LOGITS_TOKENS)
 
 
 class _Settable:

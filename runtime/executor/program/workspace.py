@@ -14,22 +14,20 @@ from cpu_kernels.memory import ALIGNMENT, aligned_bytes
 
 
 class Workspace:
-    """Named matrices and activation buffers; a name means the same memory whenever it is asked for."""
+    """Named matrices and activation buffers; the same name and shape always mean the same memory."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[np.float32]] = {}
-        self._integers: dict[str, NDArray[np.int32]] = {}
+        self._arrays: dict[tuple[str, int, int], NDArray[np.float32]] = {}
+        self._integers: dict[tuple[str, int], NDArray[np.int32]] = {}
         self._buffers: dict[tuple[ActivationKind, ISA, int, int], ActivationBuffer] = {}
 
     def array(self, name: str, rows: int, columns: int) -> NDArray[np.float32]:
-        """(rows, columns) float32, every row on a cache line. ValueError if the name has another shape already."""
-        if name not in self._arrays:
+        """(rows, columns) float32, every row on a cache line."""
+        key = (name, rows, columns)
+        if key not in self._arrays:
             stride = -(-4 * columns // ALIGNMENT) * ALIGNMENT // 4
-            self._arrays[name] = aligned_bytes(4 * rows * stride).view(np.float32).reshape(rows, stride)[:, :columns]
-        array = self._arrays[name]
-        if array.shape != (rows, columns):
-            raise ValueError(f"{name} is {array.shape}, not {(rows, columns)}")
-        return array
+            self._arrays[key] = aligned_bytes(4 * rows * stride).view(np.float32).reshape(rows, stride)[:, :columns]
+        return self._arrays[key]
 
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """The same as a kernel's operand."""
@@ -37,9 +35,9 @@ class Workspace:
 
     def integers(self, name: str, count: int) -> int:
         """The address of `count` int32."""
-        if name not in self._integers:
-            self._integers[name] = aligned_bytes(4 * count).view(np.int32)
-        return int(self._integers[name].ctypes.data)
+        if (name, count) not in self._integers:
+            self._integers[name, count] = aligned_bytes(4 * count).view(np.int32)
+        return int(self._integers[name, count].ctypes.data)
 
     def activations(self, form: PanelFormat, k: int, capacity: int) -> ActivationBuffer:
         """What a product with a format's panels reads; formats that read the same share it."""
@@ -47,10 +45,3 @@ class Workspace:
         if key not in self._buffers:
             self._buffers[key] = ActivationBuffer.allocate(form.activation_kind, k, capacity, form.isa)
         return self._buffers[key]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes reserved."""
-        buffers = sum(buffer.data.nbytes for buffer in self._buffers.values())
-        integers = sum(array.nbytes for array in self._integers.values())
-        return buffers + integers + sum(array.nbytes for array in self._arrays.values())

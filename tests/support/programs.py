@@ -1,0 +1,52 @@
+"""Runs a model file with the program executor."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.isa import ISA
+from offload.gguf import GGUFFile
+from runtime.architectures import describe
+from runtime.executor import Step
+from runtime.executor.program import ProgramExecutor
+from runtime.panels import PanelWeights
+
+
+@contextmanager
+def executor(path: Path, *, threads: int = 1, isa: ISA | None = None) -> Iterator[ProgramExecutor]:
+    """An executor, closed at the end."""
+    with GGUFFile.open(path) as file:
+        model = describe(file)
+        weights = PanelWeights(file, model, isa=isa, threads=threads)
+        weights.load()
+    runner = ProgramExecutor(model, weights, threads=threads)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def logits_of(
+    path: Path,
+    ids: Sequence[int],
+    *,
+    capacity_tokens: int = 128,
+    threads: int = 1,
+    isa: ISA | None = None,
+) -> NDArray[np.float32]:
+    """Logits of every position, (tokens, vocab)."""
+    with executor(path, threads=threads, isa=isa) as runner:
+        return runner.forward([Step(ids, runner.new_kv(capacity_tokens))], logits="all")[0]
+
+
+def greedy(path: Path, ids: Sequence[int], count: int, *, threads: int = 1) -> tuple[list[int], NDArray[np.float32]]:
+    """The most probable next tokens, and the logits each was chosen from, (count, vocab)."""
+    with executor(path, threads=threads) as runner:
+        kv = runner.new_kv(len(ids) + count)
+        rows = [runner.forward([Step(ids, kv)])[0][-1]]
+        while len(rows) < count:
+            rows.append(runner.forward([Step([int(rows[-1].argmax())], kv)])[0][-1])
+        return [int(row.argmax()) for row in rows], np.stack(rows)
