@@ -1,11 +1,10 @@
-"""Choice of experts, order by expert, the joined outputs, the greatest logits and embedding rows against numpy."""
+"""Choice of experts, order by expert, the joined outputs, and the greatest logits against numpy."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpu_kernels.embedding import OUTSIDE, embedding_row
 from cpu_kernels.head import argmax_rows, blocks_of, top_k_rows
 from cpu_kernels.isa import ISA
 from cpu_kernels.matrix import Matrix
@@ -134,21 +133,3 @@ def test_equal_logits_count_in_order(numbers: list[int], wanted: int) -> None:
     expected = np.argsort(-logits, axis=1, kind="stable")
     assert (ids == expected[:, :top_k]).all()
     assert one[0] == expected[0, 0]
-
-
-@every_isa
-def test_embedding(isa: ISA) -> None:
-    table, ids, out = floats(0, 11, 37), np.array([3, 10, 0, 3], np.int32), np.zeros((4, 37), np.float32)
-    program = Program()
-    row = embedding_row(
-        Matrix.of(out), Matrix.of(table), 11, address(ids), 4, status=program.status_address, scale=2.0, isa=isa
-    )
-    program.add(row)
-    with Pool(2) as pool:
-        pool.run(program)
-        assert (out == table[ids] * 2).all()
-        for outside in (11, -1):
-            ids[2] = outside
-            with pytest.raises(OperationError) as failure:
-                pool.run(program)
-            assert failure.value.code == OUTSIDE
