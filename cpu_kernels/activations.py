@@ -6,19 +6,25 @@ zeros; a tile lies block by block of 32 values, its columns interleaved, so that
 - INT8: a block of N columns is 8 x N x 4 signed bytes (value = byte * scale), then N float32 scales, and N float32 each
   of the negated sums of a block's 32 bytes, of its first 16 and of its last 16: 48 N bytes.
 - FLOAT32: a block is 32 x N float32.
+- TABLES: a block of 64 values is four units of 16, a unit four tables a column, a table 16 bytes: the sums of 4 values
+  with all choices of signs (bit i of the place set: value i is added, else subtracted), divided by the block's scale,
+  plus 128. Then 16 N float32: half the scale, half the sums of the block, of its two halves and of its four quarters;
+  the rest is unused and keeps tables on cache lines: 320 N bytes. The scale is the greatest sum of 4 magnitudes / 127
+  (T-MAC, arXiv:2407.00088, with a scale for 64 values and no sums by rounding averages).
 
-Every weight type is multiplied with the same int8 blocks. A scale is the greatest magnitude / 127; blocks below 1e-30
-become zeros, NaN and infinities give NaN. Rows are padded with zeros to whole blocks. Knows nothing about weights.
+Every weight type is multiplied with the same int8 blocks. An int8 block's scale is the greatest magnitude / 127; blocks
+below 1e-30 become zeros, NaN and infinities give NaN. Rows are padded with zeros to whole blocks. Knows nothing about
+weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.compiler import kernel_address
+from cpu_kernels.compiler import Trace, kernel_address
 from cpu_kernels.isa import ISA
 from cpu_kernels.memory import aligned_bytes
 from cpu_kernels.program import Field, Row
@@ -30,24 +36,37 @@ _ColumnWriter = Callable[[Kernel, Value, Value, Value, Value, Value, Value], Non
 BLOCK = 32
 INT8_BLOCK_BYTES = 48  # of one column
 FLOAT_BLOCK_BYTES = 4 * BLOCK
+TABLE_BLOCK = 64  # values
+TABLE_UNIT_BYTES = 64  # tables of 16 values of one column
+TABLE_NUMBERS = 16  # float32 of one column
+TABLE_BLOCK_BYTES = TABLE_BLOCK // 16 * TABLE_UNIT_BYTES + 4 * TABLE_NUMBERS
 _TINY = 1e-30
 
 
 class ActivationKind(Enum):
     """What a buffer holds."""
 
-    INT8 = INT8_BLOCK_BYTES
-    FLOAT32 = FLOAT_BLOCK_BYTES
+    INT8 = BLOCK, INT8_BLOCK_BYTES
+    FLOAT32 = BLOCK, FLOAT_BLOCK_BYTES
+    TABLES = TABLE_BLOCK, TABLE_BLOCK_BYTES
+
+    @property
+    def block_columns(self) -> int:
+        """Values of one block of one column."""
+        return int(self.value[0])
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block of one column."""
-        return int(self.value)
+        return int(self.value[1])
 
+    def blocks(self, k: int) -> int:
+        """Blocks of a row of `k` values."""
+        return -(-k // self.block_columns)
 
-def blocks_of(k: int) -> int:
-    """Blocks of a row of `k` values."""
-    return -(-k // BLOCK)
+    def row_bytes(self, k: int) -> int:
+        """Bytes of one column of `k` values."""
+        return self.blocks(k) * self.block_bytes
 
 
 def padded_columns(n: int, isa: ISA) -> int:
@@ -76,7 +95,7 @@ class ActivationBuffer:
         """Bytes that such a buffer takes; ValueError for sizes below 1."""
         if k < 1 or capacity < 1:
             raise ValueError(f"an activation buffer of {k} values x {capacity} columns")
-        return padded_columns(capacity, isa) * blocks_of(k) * kind.block_bytes
+        return padded_columns(capacity, isa) * kind.row_bytes(k)
 
     @property
     def address(self) -> int:
@@ -85,14 +104,14 @@ class ActivationBuffer:
 
 
 def quantize_row(source: Field, stride_bytes: int, n: Field, buffer: ActivationBuffer) -> Row:
-    """The operation that fills `buffer` from `n` rows of float32 at address `source`. Work items: blocks of 32."""
-    trace = _trace_int8 if buffer.kind is ActivationKind.INT8 else _trace_float
+    """The operation that fills `buffer` from `n` rows of float32 at address `source`. Work items: blocks."""
+    trace = _TRACES[buffer.kind]
     name = f"quantize_{buffer.kind.name.lower()}"
     return Row(
         name,
         kernel_address(name, buffer.isa, trace),
-        blocks_of(buffer.k),
-        (source, stride_bytes, n, buffer.address, blocks_of(buffer.k), buffer.k),
+        buffer.kind.blocks(buffer.k),
+        (source, stride_bytes, n, buffer.address, buffer.kind.blocks(buffer.k), buffer.k),
         keep=(buffer,),
     )
 
@@ -124,25 +143,25 @@ def tile_width(kernel: Kernel, left: Value) -> Value:
 _HALF = vector_type(F32, 16)
 
 
-def _load_half_blocks(kernel: Kernel, row: Value, block: Value, is_real: Value) -> list[Value]:
-    """The 32 values as two vectors of 16, zeros where the row ends or the column only pads."""
-    start = block * BLOCK
-    whole = kernel.arg(5) - start >= BLOCK
-    memory = kernel.scratch(4 * BLOCK)
+def _load_block(kernel: Kernel, row: Value, block: Value, is_real: Value, size: int) -> list[Value]:
+    """The `size` values of a block as vectors of 16, zeros where the row ends or the column only pads."""
+    start = block * size
+    whole = kernel.arg(5) - start >= size
+    memory = kernel.scratch(4 * size)
     zero = kernel.constant(_HALF, 0.0)
-    for half in range(2):
-        kernel.store(zero, memory + 64 * half)
+    for part in range(size // 16):
+        kernel.store(zero, memory + 64 * part)
     end = kernel.select(whole, kernel.int64(0), kernel.arg(5) - start)
     with kernel.loop(0, kernel.select(is_real, end, kernel.int64(0))) as place:
         kernel.store(kernel.load(F32, row + (start + place) * 4), memory + place * 4)
     origin = kernel.select(is_real & whole, row + start * 4, memory)
-    return [kernel.load(_HALF, origin + 64 * half) for half in range(2)]
+    return [kernel.load(_HALF, origin + 64 * part) for part in range(size // 16)]
 
 
 def _write_int8(
     kernel: Kernel, row: Value, block: Value, is_real: Value, base: Value, width: Value, column: Value
 ) -> None:
-    values = _load_half_blocks(kernel, row, block, is_real)
+    values = _load_block(kernel, row, block, is_real, BLOCK)
     bits = [value.bitcast(vector_type(I32, 16)) & 0x7FFFFFFF for value in values]
     # As integers, the bit patterns of magnitudes are in order and NaN comes last.
     greatest = kernel.max_lanes(kernel.maximum(*bits)).bitcast(F32)
@@ -164,14 +183,62 @@ def _write_int8(
 def _write_float(
     kernel: Kernel, row: Value, block: Value, is_real: Value, base: Value, width: Value, column: Value
 ) -> None:
-    for half, value in enumerate(_load_half_blocks(kernel, row, block, is_real)):
+    for half, value in enumerate(_load_block(kernel, row, block, is_real, BLOCK)):
         for lane in range(16):
             kernel.store(value.lane(lane), base + (width * (16 * half + lane) + column) * 4)
 
 
-def _trace_int8(kernel: Kernel) -> None:
-    _for_each_column(kernel, INT8_BLOCK_BYTES, _write_int8)
+def _write_tables(
+    kernel: Kernel, row: Value, block: Value, is_real: Value, base: Value, width: Value, column: Value
+) -> None:
+    values = _load_block(kernel, row, block, is_real, TABLE_BLOCK)
+    bits = [_sums_of_four(value.bitcast(vector_type(I32, 16)) & 0x7FFFFFFF) for value in values]
+    while len(bits) > 1:
+        bits = [kernel.maximum(*pair) for pair in zip(bits[::2], bits[1::2], strict=True)]
+    greatest = kernel.max_lanes(bits[0]).bitcast(F32)
+    is_tiny = greatest < _TINY
+    zero = kernel.constant(F32, 0.0)
+    inverse = kernel.splat(kernel.select(is_tiny, zero, 127.0 / greatest), 16)
+    for unit, value in enumerate(values):
+        scaled = value * inverse
+        place = base + (width * unit + column) * TABLE_UNIT_BYTES
+        for table in range(4):
+            kernel.store(_table(kernel, scaled, 4 * table), place + 16 * table)
+    quarters = [kernel.sum_lanes(value) * 0.5 for value in values]
+    halves = [quarters[0] + quarters[1], quarters[2] + quarters[3]]
+    scale = kernel.select(is_tiny, zero, greatest / 254.0)
+    place = base + width * (TABLE_BLOCK // 16 * TABLE_UNIT_BYTES) + column * 4
+    for index, number in enumerate((scale, halves[0] + halves[1], *halves, *quarters)):
+        kernel.store(number, place + width * (4 * index))
 
 
-def _trace_float(kernel: Kernel) -> None:
-    _for_each_column(kernel, FLOAT_BLOCK_BYTES, _write_float)
+def _sums_of_four(bits: Value) -> Value:
+    """Bits of 16 magnitudes to those of the sums of every four. As integers they are in order, NaN last."""
+    sums = bits.bitcast(_HALF)
+    for _ in range(2):
+        count = sums.type.count
+        sums = sums.shuffle(range(0, count, 2)) + sums.shuffle(range(1, count, 2))
+    return sums.bitcast(vector_type(I32, 4)) & 0x7FFFFFFF
+
+
+def _table(kernel: Kernel, values: Value, first: int) -> Value:
+    """The 16 signed sums of four of the values, rounded, plus 128, as bytes."""
+    total = values.shuffle([first] * 16) * _signs(kernel, 0)
+    for index in range(1, 4):
+        total = kernel.fma(values.shuffle([first + index] * 16), _signs(kernel, index), total)
+    return (kernel.round_to_int(total) + 128).truncate(I8)
+
+
+def _signs(kernel: Kernel, bit: int) -> Value:
+    return kernel.table(F32, [1.0 if place >> bit & 1 else -1.0 for place in range(16)])
+
+
+def _traced(kind: ActivationKind, write: _ColumnWriter) -> Trace:
+    return lambda kernel: _for_each_column(kernel, kind.block_bytes, write)
+
+
+_TRACES: Mapping[ActivationKind, Trace] = {
+    ActivationKind.INT8: _traced(ActivationKind.INT8, _write_int8),
+    ActivationKind.FLOAT32: _traced(ActivationKind.FLOAT32, _write_float),
+    ActivationKind.TABLES: _traced(ActivationKind.TABLES, _write_tables),
+}

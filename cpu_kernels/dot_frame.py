@@ -73,16 +73,17 @@ def trace_matmul(kernel: Kernel, layout: Layout) -> None:
     )
     tile, size = kernel.isa.tile_columns, kernel.isa.vector_bytes
     passes = _Passes(kernel, layout)
-    block_bytes = layout.step_columns // BLOCK * layout.activation_kind.block_bytes
+    block_bytes = layout.activation_kind.row_bytes(layout.step_columns)
     sums = kernel.scratch(MAX_BATCH * size)
     zero = kernel.constant(kernel.floats, 0.0)
     with kernel.loop(0, n, batch) as first, kernel.loop(kernel.begin, kernel.end) as group:
         live = kernel.minimum(batch, n - first)
+        together = kernel.select(live <= tile, steps, chunk)  # nothing is used again by a single tile
         with kernel.loop(0, (live + (tile - 1)) & -tile) as column:
             kernel.store(zero, sums + column * size)
-        with kernel.loop(0, steps, chunk) as step:
+        with kernel.loop(0, steps, together) as step:
             panel = panels + group * group_bytes + step * (layout.step_row_bytes * kernel.lanes)
-            count = kernel.minimum(chunk, steps - step)
+            count = kernel.minimum(together, steps - step)
             place = activations + (first * steps) * block_bytes
             done = passes.call_unpacked(
                 live, panel, count, place + step * (tile * block_bytes), steps * block_bytes, sums

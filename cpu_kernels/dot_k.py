@@ -25,6 +25,17 @@ def six_bit_scales(tile: Tile) -> tuple[Value, Value]:
     return store_scales(tile, byte_lanes(scales), d), store_scales(tile, byte_lanes(minima), dmin)
 
 
+def two_bit_scales(tile: Tile) -> tuple[Value, Value]:
+    """Unpacks the head of a step of Q2_K and moves past it; gives where 16 scales and 16 minima now lie."""
+    kernel, size = tile.kernel, tile.vector_bytes
+    packed = [tile.load(size * word) for word in range(4)]
+    d, dmin = tile.load_half(4 * size), tile.load_half(4 * size + size // 2)
+    scales = store_scales(tile, byte_lanes([word & 15 for word in packed]), d)
+    minima = store_scales(tile, byte_lanes([kernel.byte_shift(word, 4, 15) for word in packed]), dmin)
+    tile.advance(5 * size)
+    return scales, minima
+
+
 class FourBitK(Layout):
     """Q4_K: four groups of eight words whose low nibbles are one run of 32 and whose high nibbles are the next."""
 
@@ -102,11 +113,7 @@ class TwoBitK(Layout):
     def dot(self, tile: Tile) -> None:
         """Four runs a turn."""
         kernel, size = tile.kernel, tile.vector_bytes
-        packed = [tile.load(size * word) for word in range(4)]
-        d, dmin = tile.load_half(4 * size), tile.load_half(4 * size + size // 2)
-        scales = store_scales(tile, byte_lanes([word & 15 for word in packed]), d)
-        minima = store_scales(tile, byte_lanes([kernel.byte_shift(word, 4, 15) for word in packed]), dmin)
-        tile.advance(5 * size)
+        scales, minima = two_bit_scales(tile)
         with kernel.loop(0, 2) as turn:
             for plane in range(4):
                 place = (turn * 8 + 2 * plane) * size

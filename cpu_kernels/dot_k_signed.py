@@ -17,6 +17,22 @@ def _two_scales(tile: Tile, scales: Value, place: Value) -> list[Value]:
     return [tile.kernel.load(tile.kernel.floats, scales + place * size + size * half) for half in range(2)]
 
 
+def three_bit_scales(tile: Tile) -> Value:
+    """Unpacks the head of a step of Q3_K and moves past it; gives where 16 scales now lie."""
+    kernel, size = tile.kernel, tile.vector_bytes
+    first, second, third = (tile.load(size * word) for word in range(3))
+    packed = [
+        (first & 15) | kernel.byte_shift(third, -4, 48),
+        (second & 15) | kernel.byte_shift(third, -2, 48),
+        kernel.byte_shift(first, 4, 15) | (third & 48),
+        kernel.byte_shift(second, 4, 15) | kernel.byte_shift(third, 2, 48),
+    ]
+    numbers = [number - 32 for number in byte_lanes(packed)]
+    scales = store_scales(tile, numbers, tile.load_half(3 * size))
+    tile.advance(3 * size + size // 2)
+    return scales
+
+
 class SixBitK(Layout):
     """Q6_K: for each half 16 words of nibbles and 8 words of 2-bit rests, a run of 32 in each of their four planes."""
 
@@ -67,16 +83,7 @@ class ThreeBitK(Layout):
     def dot(self, tile: Tile) -> None:
         """Four runs of 32 a turn."""
         kernel, size = tile.kernel, tile.vector_bytes
-        first, second, third = (tile.load(size * word) for word in range(3))
-        packed = [
-            (first & 15) | kernel.byte_shift(third, -4, 48),
-            (second & 15) | kernel.byte_shift(third, -2, 48),
-            kernel.byte_shift(first, 4, 15) | (third & 48),
-            kernel.byte_shift(second, 4, 15) | kernel.byte_shift(third, 2, 48),
-        ]
-        numbers = [number - 32 for number in byte_lanes(packed)]
-        scales = store_scales(tile, numbers, tile.load_half(3 * size))
-        tile.advance(3 * size + size // 2)
+        scales = three_bit_scales(tile)
         with kernel.loop(0, 2) as turn:
             for plane in range(4):
                 scale = _two_scales(tile, scales, turn * 8 + 2 * plane)

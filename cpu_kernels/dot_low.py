@@ -1,16 +1,9 @@
-"""One and two bits: TQ2_0, TQ1_0, Q2_0, Q1_0. Layouts of blocks: GGML's `ggml-common.h`.
-
-TQ1_0 holds five ternary digits in a byte; taking them apart costs more than reading the 2 bits of TQ2_0, so that its
-panels are TQ2_0's (2.06 bits a weight instead of 1.69), exactly the same weights.
-"""
+"""One and two bits: TQ2_0, Q2_0, Q1_0. Layouts of blocks: GGML's `ggml-common.h`."""
 
 from cpu_kernels.dot import Layout, Part, Tile
 from cpu_kernels.dot_parts import bit_codes, bits_to_planes, plane_codes
 from cpu_kernels.pack_lanes import LanePacker
-from cpu_kernels.quant_types import QuantType
 from cpu_kernels.simd import Value
-
-_EVEN_BYTES = 0x00FF00FF
 
 
 class TernaryPlanes(Layout):
@@ -30,41 +23,6 @@ class TernaryPlanes(Layout):
             for plane in range(4):
                 tile.block([Part(plane_codes(tile, 0, 8, 2 * plane, 3), scale, offset=1.0)])
             tile.advance(8 * size)
-
-
-class TernaryDigits(TernaryPlanes):
-    """TQ1_0, packed as TQ2_0."""
-
-    def __init__(self, quant_type: QuantType) -> None:
-        super().__init__(quant_type)
-        self.step_row_bytes = 66
-
-    def pack(self, packer: LanePacker) -> None:
-        """32 and 16 bytes of five digits, 4 of four, each digit's run of bytes after the other; d."""
-        packer.copy_halves(52)
-        kernel = packer.kernel
-        size = kernel.isa.vector_bytes
-        digits = kernel.scratch(64 * size)
-        place = 0
-        for start, words, count in ((0, 8, 5), (32, 4, 5), (48, 1, 4)):
-            for digit in range(count):
-                with kernel.loop(0, words) as word:
-                    value = _ternary_digit(packer.read(word * 4 + start), digit)
-                    kernel.store(value, digits + (word + place) * size)
-                place += words
-        with kernel.loop(0, 2) as half, kernel.loop(0, 8) as word:
-            first = digits + (half * 32 + word) * size
-            planes = [kernel.load(kernel.ints, first + plane * 8 * size) for plane in range(4)]
-            packer.write(planes[0] | planes[1] << 2 | planes[2] << 4 | planes[3] << 6)
-
-
-def _ternary_digit(packed: Value, digit: int) -> Value:
-    """A base-3 digit of every byte that holds a fraction of 256, the most significant being digit 0."""
-    halves: list[Value] = []
-    for odd in range(2):
-        fraction = ((packed >> 8 * odd & _EVEN_BYTES) * 3**digit) & _EVEN_BYTES
-        halves.append((fraction * 3 >> 8) & 0x00030003)
-    return halves[0] | halves[1] << 8
 
 
 def _spread_pairs(byte: Value) -> Value:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from cpu_kernels.activations import ActivationBuffer, blocks_of, quantize_row
+from cpu_kernels.activations import ActivationBuffer, quantize_row
 from cpu_kernels.formats import PanelFormat
 from cpu_kernels.isa import ISA
 from cpu_kernels.matmul import matmul_row
@@ -50,7 +50,7 @@ def segments_row(offsets: int, segments: int, most: Field, *, experts: int, tile
 def quantize_slots_row(source: Matrix, segments: int, most: Field, buffer: ActivationBuffer) -> Row:
     """Fills `buffer` with the rows of `source`, a row a slot. Work items: blocks of 32."""
     row = quantize_row(source.address, source.stride_bytes, 0, buffer)
-    column_bytes = blocks_of(buffer.k) * buffer.kind.block_bytes
+    column_bytes = buffer.kind.row_bytes(buffer.k)
     template, keep = _template(row)
     return Row(
         "quantize_slots",
@@ -78,7 +78,7 @@ def expert_matmul_row(
     place = (form, panels, rows, activations.k, activations, out.address, out.stride_bytes)
     row = matmul_row(*place, activations.capacity)
     groups = form.groups(rows)
-    column_bytes = blocks_of(activations.k) * activations.kind.block_bytes
+    column_bytes = activations.kind.row_bytes(activations.k)
     template, keep = _template(row)
     return Row(
         f"experts_{form.name}",

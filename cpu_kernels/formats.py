@@ -1,17 +1,37 @@
 """Which panel each quant type is packed into, and what it takes in memory. Knows nothing about files or tensors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
-from cpu_kernels import dot_4bit, dot_5bit, dot_8bit, dot_codebook, dot_float, dot_k, dot_k_signed, dot_low
-from cpu_kernels.activations import BLOCK, ActivationBuffer, ActivationKind
+from cpu_kernels import (
+    dot_4bit,
+    dot_5bit,
+    dot_8bit,
+    dot_codebook,
+    dot_float,
+    dot_k,
+    dot_k_signed,
+    dot_low,
+    dot_ternary,
+    lut,
+)
+from cpu_kernels.activations import ActivationBuffer, ActivationKind
 from cpu_kernels.dot import Layout
 from cpu_kernels.isa import ISA
 from cpu_kernels.memory import ALIGNMENT
 from cpu_kernels.pack_codebook import RUNS
 from cpu_kernels.quant_types import QuantType
 
-_LAYOUTS: Mapping[str, Callable[[QuantType], Layout]] = {
+
+class Family(Enum):
+    """How weights are multiplied: by integer or float dot products, or by sums of four activations from tables."""
+
+    DOT = "dot"
+    TABLES = "tables"
+
+
+_DOT_LAYOUTS: Mapping[str, Callable[[QuantType], Layout]] = {
     "F32": dot_float.FloatWeights,
     "F16": dot_float.FloatWeights,
     "BF16": dot_float.FloatWeights,
@@ -30,11 +50,12 @@ _LAYOUTS: Mapping[str, Callable[[QuantType], Layout]] = {
     "Q6_K": dot_k_signed.SixBitK,
     "IQ4_XS": dot_k_signed.TableNibblesK,
     **dict.fromkeys(RUNS, dot_codebook.Codebook),
-    "TQ1_0": dot_low.TernaryDigits,
+    "TQ1_0": dot_ternary.TernaryDigits,
     "TQ2_0": dot_low.TernaryPlanes,
     "Q1_0": dot_low.OneBit,
     "Q2_0": dot_low.TwoBit,
 }
+_LAYOUTS = {Family.DOT: _DOT_LAYOUTS, Family.TABLES: lut.LAYOUTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +72,13 @@ class PanelFormat:
     @property
     def name(self) -> str:
         """What kernels for it are called."""
-        return self.quant_type.name.lower()
+        suffix = "_tables" if self.family is Family.TABLES else ""
+        return self.quant_type.name.lower() + suffix
+
+    @property
+    def family(self) -> Family:
+        """Which kernels multiply it."""
+        return Family.TABLES if self.activation_kind is ActivationKind.TABLES else Family.DOT
 
     @property
     def group_rows(self) -> int:
@@ -62,6 +89,12 @@ class PanelFormat:
     def activation_kind(self) -> ActivationKind:
         """The activations its kernels take."""
         return self.layout.activation_kind
+
+    def with_tile(self, columns: int) -> "PanelFormat":
+        """The same panels, multiplied with tiles of so many columns; ValueError unless a power of two up to 16."""
+        if columns not in (1, 2, 4, 8, 16):
+            raise ValueError(f"a tile of {columns} columns")
+        return replace(self, isa=replace(self.isa, tile_columns=columns))
 
     def activations(self, k: int, capacity: int) -> ActivationBuffer:
         """A buffer for up to `capacity` columns of `k` values, as kernels of this format take them."""
@@ -87,16 +120,22 @@ class PanelFormat:
         return -(-self.groups(rows) * self.group_bytes(columns) // ALIGNMENT) * ALIGNMENT
 
 
-def has_panel_format(quant_type: QuantType) -> bool:
-    """Whether there are kernels for a type."""
-    return quant_type.name in _LAYOUTS
+def has_panel_format(quant_type: QuantType, family: Family = Family.DOT) -> bool:
+    """Whether there are kernels of a family for a type."""
+    return quant_type.name in _LAYOUTS[family]
 
 
-def panel_format(quant_type: QuantType, isa: ISA) -> PanelFormat:
-    """The panels of a quant type; NotImplementedError where there are no kernels for it."""
-    if not has_panel_format(quant_type):
-        raise NotImplementedError(f"there is no kernel for {quant_type.name} weights")
-    layout = _LAYOUTS[quant_type.name](quant_type)
-    assert layout.step_columns % BLOCK == 0
-    is_float = layout.activation_kind is ActivationKind.FLOAT32
-    return PanelFormat(quant_type, isa.for_floats() if is_float else isa, layout)
+def panel_format(quant_type: QuantType, isa: ISA, family: Family = Family.DOT) -> PanelFormat:
+    """The panels of a quant type; NotImplementedError where the family has no kernels for it."""
+    if not has_panel_format(quant_type, family):
+        tables = " by tables" if family is Family.TABLES else ""
+        raise NotImplementedError(f"there is no kernel for {quant_type.name} weights{tables}")
+    layout = _LAYOUTS[family][quant_type.name](quant_type)
+    assert layout.step_columns % layout.activation_kind.block_columns == 0
+    match layout.activation_kind:
+        case ActivationKind.INT8:
+            return PanelFormat(quant_type, isa, layout)
+        case ActivationKind.FLOAT32:
+            return PanelFormat(quant_type, isa.for_floats(), layout)
+        case ActivationKind.TABLES:
+            return PanelFormat(quant_type, isa.for_tables(), layout)

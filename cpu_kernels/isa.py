@@ -58,6 +58,18 @@ class ISA:
         return replace(self, lanes=32, tile_columns=4) if self.lanes == 16 else self
 
     @property
+    def has_wide_lookup(self) -> bool:
+        """Whether one instruction looks bytes up in 64 (AVX512 VBMI), on this machine."""
+        return "avx512bw" in self.needs and "avx512vbmi" in host_features()
+
+    def for_tables(self) -> "ISA":
+        """What table kernels use: rows of several vectors as one, and fewer columns, which halves the table's loads.
+
+        Where lookups reach only 16 bytes a vector has a byte of each row, so that there are four times as many rows.
+        """
+        return replace(self, lanes=32 if self.has_wide_lookup else self.vector_bytes, tile_columns=4)
+
+    @property
     def is_arm(self) -> bool:
         """Whether instructions are AArch64's."""
         return self.triple.startswith("aarch64") or (not self.triple and platform.machine() in ("aarch64", "arm64"))

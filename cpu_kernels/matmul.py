@@ -1,6 +1,6 @@
 """Products of panels and activations as operations of a program. Knows nothing about tensors or models."""
 
-from cpu_kernels.activations import BLOCK, ActivationBuffer, blocks_of
+from cpu_kernels.activations import ActivationBuffer
 from cpu_kernels.compiler import kernel_address
 from cpu_kernels.dot_frame import MAX_BATCH, trace_matmul, unpacked_steps
 from cpu_kernels.formats import PanelFormat
@@ -46,12 +46,12 @@ def matmul_row(
     if isinstance(n, int) and not 0 <= n <= activations.capacity:
         raise ValueError(f"{n} columns in a buffer for {activations.capacity}")
     tile = form.isa.tile_columns
-    tile_bytes = tile * activations.kind.block_bytes
-    batch = max(1, min(MAX_BATCH // tile, _SECOND_LEVEL_BYTES // (tile_bytes * blocks_of(k)))) * tile
-    step_bytes = form.layout.step_row_bytes * form.group_rows + tile_bytes * form.layout.step_columns // BLOCK
+    batch = max(1, min(MAX_BATCH // tile, _SECOND_LEVEL_BYTES // (tile * activations.kind.row_bytes(k)))) * tile
+    layout = form.layout
+    step_bytes = layout.step_row_bytes * form.group_rows + tile * activations.kind.row_bytes(layout.step_columns)
     chunk = max(1, _FIRST_LEVEL_BYTES // step_bytes)
-    if form.layout.unpacks_first:
-        chunk = unpacked_steps(form.layout, form.isa.lanes)
+    if layout.unpacks_first:
+        chunk = unpacked_steps(layout, form.isa.lanes)
     args: tuple[Field, ...] = (
         panels,
         form.group_bytes(k),

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.compiler import kernel_address
-from cpu_kernels.formats import PanelFormat, panel_format
+from cpu_kernels.formats import Family, PanelFormat, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.memory import ALIGNMENT, aligned_bytes
 from cpu_kernels.pack_lanes import LanePacker
@@ -25,14 +25,15 @@ def pack(
     isa: ISA,
     out: NDArray[np.uint8] | None = None,
     threads: int = 1,
+    family: Family = Family.DOT,
 ) -> NDArray[np.uint8]:
     """The bytes of a matrix as GGUF has them, row after row, to panels; new and aligned to 64 unless `out` is given.
 
     `rows` may be a run of a matrix's rows that starts on a row group, to pack piece by piece. ValueError if sizes do
     not match or `out` is not aligned, TypeError for other bytes than contiguous uint8, NotImplementedError for a type
-    without kernels. Runs without the interpreter lock.
+    without kernels of that family. Runs without the interpreter lock.
     """
-    form = panel_format(quant_type, isa)
+    form = panel_format(quant_type, isa, family)
     num_bytes = form.panel_bytes(rows, columns)
     _check_bytes(data, rows * quant_type.row_bytes(columns), "GGUF bytes")
     if out is None:

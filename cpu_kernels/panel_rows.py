@@ -32,7 +32,7 @@ class PanelRows:
         self._columns = columns
         width = form.layout.step_columns
         steps = form.steps(columns)
-        self._divisor = np.float32(_UNIT if form.activation_kind is ActivationKind.INT8 else 1.0)
+        self._divisor = np.float32(1.0 if form.activation_kind is ActivationKind.FLOAT32 else _UNIT)
         units = filled_activations(form, np.eye(width, dtype=np.float32) * self._divisor)
         self._out = np.zeros((width, steps, form.group_rows), np.float32)
         # every step of one row group becomes a row group of its own, of one step

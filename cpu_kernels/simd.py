@@ -258,9 +258,9 @@ class Kernel:
         """total + four products in each int32 lane; unsigned bytes up to 127 (255 if `isa.unsigned_bytes`) x signed."""
         match self.isa.dot:
             case Dot.VPDPBUSD:
-                bits = 32 * self.lanes
-                packed = (weights.bitcast(self.ints), activations.bitcast(self.ints))
-                return self.intrinsic(f"llvm.x86.avx512.vpdpbusd.{bits}", self.ints, total, *packed)
+                kind = total.type
+                packed = (weights.bitcast(kind), activations.bitcast(kind))
+                return self.intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * kind.count}", kind, total, *packed)
             case Dot.PMADDUBSW:
                 return total + self._add_pairs(
                     self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", self.words, weights, activations)
@@ -308,25 +308,36 @@ class Kernel:
 
     def look_up(self, table: Value, index: Value) -> Value:
         """The table's byte for every index byte 0-15."""
+        count = index.type.count
         if self.isa.is_arm and self.isa.dot is Dot.SDOT:
-            return self.intrinsic("llvm.aarch64.neon.tbl1.v16i8", self.bytes, table, index)
-        if self.lanes == 16:
-            return self.intrinsic("llvm.x86.avx512.pshuf.b.512", self.bytes, table, index)
-        if self.lanes == 8:
-            return self.intrinsic("llvm.x86.avx2.pshuf.b", self.bytes, table, index)
-        result = self.constant(self.bytes, 0)
+            return self.intrinsic("llvm.aarch64.neon.tbl1.v16i8", index.type, table, index)
+        if count == 64 and "avx512bw" in self.isa.needs:
+            return self.intrinsic("llvm.x86.avx512.pshuf.b.512", index.type, table, index)
+        if count == 32 and "avx2" in self.isa.needs:
+            return self.intrinsic("llvm.x86.avx2.pshuf.b", index.type, table, index)
+        result = self.constant(index.type, 0)
         for entry in range(16):
-            value = table.shuffle([entry] * self.bytes.count)
+            value = table.shuffle([entry] * count)
             result = self.select(index.equals(entry), value, result)
         return result
+
+    def look_up_wide(self, table: Value, index: Value) -> Value:
+        """The table's byte for every index byte 0-63; where `isa.has_wide_lookup`."""
+        return self.intrinsic("llvm.x86.avx512.permvar.qi.512", index.type, table, index)
+
+    def look_up_256(self, tables: Sequence[Value], index: Value) -> Value:
+        """The byte of four tables of 64 for every unsigned index byte; where `isa.has_wide_lookup`."""
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        low, high = (self.intrinsic(name, index.type, tables[half], index, tables[half + 1]) for half in (0, 2))
+        return self.select(index < 0, high, low)
 
     # Bit fields of bytes
 
     def byte_shift(self, value: Value, right: int, mask: int) -> Value:
         """Every byte shifted right by `right` (left if negative) and masked; the mask must clear what crosses over."""
         if right:
-            words = value.bitcast(self.words)
-            value = (words >> right if right > 0 else words << -right).bitcast(self.bytes)
+            words = value.bitcast(vector_type(I16, value.type.count // 2))
+            value = (words >> right if right > 0 else words << -right).bitcast(value.type)
         return value & (mask if mask < 128 else mask - 256)
 
     def sum_lanes(self, value: Value) -> Value:

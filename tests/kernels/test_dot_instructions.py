@@ -6,13 +6,13 @@ import pytest
 
 from cpu_kernels.compiler import assembly, kernel_address
 from cpu_kernels.dot_frame import trace_matmul
-from cpu_kernels.formats import panel_format
+from cpu_kernels.formats import Family, panel_format
 from cpu_kernels.isa import BY_NAME, ISA, NEON_CROSS, runnable
 from cpu_kernels.quant_types import quant_type
 
 
-def _assembly(name: str, isa: ISA) -> str:
-    form = panel_format(quant_type(name), isa)
+def _assembly(name: str, isa: ISA, family: Family = Family.DOT) -> str:
+    form = panel_format(quant_type(name), isa, family)
     return assembly(f"matmul_{form.name}", form.isa, lambda kernel: trace_matmul(kernel, form.layout), thorough=False)
 
 
@@ -31,6 +31,19 @@ def test_neon_instructions(name: str, expected: tuple[str, ...]) -> None:
     text = _assembly(name, NEON_CROSS)
     for instruction in expected:
         assert re.search(instruction, text), f"{instruction} is missing"
+
+
+@pytest.mark.parametrize("name", ["Q1_0", "TQ2_0", "Q4_0", "Q3_K"])
+def test_neon_table_lookups(name: str) -> None:
+    text = _assembly(name, NEON_CROSS, Family.TABLES)
+    assert re.search(r"\btbl\b", text)
+    assert not re.search(r"\bsdot\b", text)
+
+
+def test_x86_table_lookups() -> None:
+    for isa, expected in (("avx512vnni", r"vpermb.*%zmm|vpshufb.*%zmm"), ("avx2", r"vpshufb.*%ymm")):
+        if runnable(BY_NAME[isa]):
+            assert re.search(expected, _assembly("Q1_0", BY_NAME[isa], Family.TABLES))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from cpu_kernels.formats import has_panel_format, panel_format
+from cpu_kernels.formats import Family, has_panel_format, panel_format
 from cpu_kernels.isa import current
+from cpu_kernels.lut import LAYOUTS
 from cpu_kernels.memory import aligned_bytes
 from cpu_kernels.pack import pack
 from cpu_kernels.quant_types import quant_type
@@ -15,7 +16,6 @@ from tests.support.kernel_products import TYPES, random_blocks
 _LARGER_PANELS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), 106),
     **dict.fromkeys(("IQ3_XXS", "IQ3_S"), 138),
-    "TQ1_0": 66,
 }
 
 
@@ -28,6 +28,15 @@ def test_panels_take_as_much_as_gguf(name: str) -> None:
     columns = 2560
     expected = form.group_rows * 3 * columns // kind.block_size * block_bytes
     assert form.panel_bytes(3 * form.group_rows, columns) == -(-expected // 64) * 64
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_panels_for_tables_take_as_much_as_gguf(name: str) -> None:
+    """Except for ternary digits, which become two planes."""
+    kind = quant_type(name)
+    form = panel_format(kind, current(), Family.TABLES)
+    block_bytes = 66 if name == "TQ1_0" else kind.block_bytes
+    assert form.group_bytes(2560) == form.group_rows * 2560 // kind.block_size * block_bytes
 
 
 def test_threads_and_pieces_pack_alike() -> None:
@@ -74,6 +83,8 @@ def test_wrong_input_is_refused() -> None:
         pack(data[::2], kind, 4, 512, isa)
     with pytest.raises(NotImplementedError, match="no kernel for I8"):
         pack(data, quant_type("I8"), 4, 512, isa)
+    with pytest.raises(NotImplementedError, match="no kernel for Q4_K weights by tables"):
+        pack(data, kind, 4, 512, isa, family=Family.TABLES)
     assert not has_panel_format(quant_type("Q8_K"))
 
 

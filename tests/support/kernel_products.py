@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.activations import ActivationKind, quantize_row
-from cpu_kernels.formats import PanelFormat, panel_format
+from cpu_kernels.formats import Family, PanelFormat, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.matmul import matmul_row
 from cpu_kernels.pack import pack
@@ -80,12 +80,20 @@ class Case:
 
     @classmethod
     def random(
-        cls, name: str, isa: ISA, rows: int, columns: int, rng: np.random.Generator, scale: float = 1.0
+        cls,
+        name: str,
+        isa: ISA,
+        rows: int,
+        columns: int,
+        rng: np.random.Generator,
+        scale: float = 1.0,
+        family: Family = Family.DOT,
     ) -> "Case":
         """A matrix of random blocks."""
         kind = quant_type(name)
         data = random_blocks(kind, rows, columns, rng, scale)
-        return cls(panel_format(kind, isa), rows, columns, data, pack(data, kind, rows, columns, isa))
+        panels = pack(data, kind, rows, columns, isa, family=family)
+        return cls(panel_format(kind, isa, family), rows, columns, data, panels)
 
     def multiply(self, x: NDArray[np.float32], slices: int = 1, out: NDArray[np.float32] | None = None) -> NDArray:
         """x (n, columns) times the matrix, by the kernels, row groups in so many runs; (n, rows), added to `out`."""
@@ -113,9 +121,12 @@ class Case:
         return result[:, : self.rows].copy()
 
     def error(self, x: NDArray[np.float32], result: NDArray[np.float32]) -> float:
-        """The greatest error of a product against float64, relative to sum |x| |w|."""
+        """The greatest error of a product against float64, relative to sum |x| |w|.
+
+        Only int8 activations are rounded here: tables are compared with what their activations are.
+        """
         weights = dequantize(self.data.reshape(self.rows, -1), self.form.quant_type).astype(np.float64)
-        values = x.astype(np.float64) if self.form.activation_kind is ActivationKind.FLOAT32 else quantised(x)
+        values = quantised(x) if self.form.activation_kind is ActivationKind.INT8 else x.astype(np.float64)
         magnitude = np.abs(values) @ np.abs(weights).T
         return float((np.abs(result - values @ weights.T) / np.maximum(magnitude, 1e-30)).max())
 

@@ -61,6 +61,36 @@ def test_float_columns() -> None:
     assert not held[:, 3].any()
 
 
+@pytest.mark.parametrize("isa", runnable_isas(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("n", "k"), [(1, 64), (3, 96), (5, 200)])
+def test_tables(isa: ISA, n: int, k: int) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((n, k)).astype(np.float32)
+    buffer = ActivationBuffer.allocate(ActivationKind.TABLES, k, n, isa)
+    run(quantize_row(x.ctypes.data, x.strides[0], n, buffer))
+    blocks = -(-k // 64)
+    padded = np.zeros((n, blocks, 4, 4, 4))
+    padded.reshape(n, -1)[:, :k] = x
+    signs = np.array([[1 if place >> bit & 1 else -1 for place in range(16)] for bit in range(4)])
+    for column in range(n):
+        first = column // isa.tile_columns * isa.tile_columns
+        width = min(isa.tile_columns, padded_columns(n, isa) - first)
+        part = buffer.data[320 * first * blocks :][: 320 * width * blocks].reshape(blocks, -1)
+        tables = part[:, : 256 * width].reshape(blocks, 4, width, 4, 16)[:, :, column - first].astype(int) - 128
+        numbers = np.ascontiguousarray(part[:, 256 * width :]).view(np.float32).reshape(blocks, 16, width)
+        numbers = numbers[:, :, column - first]
+        scale = 2 * numbers[:, 0]
+        assert np.allclose(scale * 127, np.abs(padded[column]).sum(axis=3).max(axis=(1, 2)), rtol=1e-6)
+        assert np.array_equal(tables, -tables[..., ::-1])
+        assert np.abs(tables).max() == 127
+        exact = padded[column] @ signs
+        assert np.abs(tables - exact / scale[:, None, None, None]).max() < 0.5001
+        quarters = padded[column].sum(axis=(2, 3)) / 2
+        halves = quarters.reshape(blocks, 2, 2).sum(axis=2)
+        sums = np.concatenate([halves.sum(axis=1, keepdims=True), halves, quarters], axis=1)
+        assert np.allclose(numbers[:, 1:8], sums, atol=1e-5)
+
+
 def test_padding_of_columns() -> None:
     isa = BY_NAME["generic"]
     assert [padded_columns(n, isa) for n in (1, 2, 3, 4, 5, 7, 8, 9)] == [1, 2, 4, 4, 5, 8, 8, 9]
