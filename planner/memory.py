@@ -23,7 +23,7 @@ UNIT_WEIGHTS = 1 << 24  # that the executor makes float32 at a time
 ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
 MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
 FLOAT32_BYTES = 4
-# The same for weights packed for the CPU's kernels: without torch, at most 240 MiB resident with the demo model (15 MiB).
+# The same for weights packed for the CPU's kernels, without torch: at most 240 MiB resident with the demo model (15).
 PACKED_PROCESS_BYTES = 205 * MIB
 PACKED_BUFFERS_BYTES = 40 * MIB
 PROGRAM_CHUNK_TOKENS = 256

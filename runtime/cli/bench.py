@@ -5,17 +5,22 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
+from cpu_kernels.quant_types import QUANT_TYPES, quant_type
 from offload.errors import RequestError
 from planner.budget import format_size
 from runtime.cli.console import progress, write_json, write_text
 from runtime.cli.groups import grouped
-from runtime.cli.options import EngineChoice, LaunchOptions
+from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model
+
+KERNEL_TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "Q2_K", "TQ2_0", "F16")
 
 
 class Peer(StrEnum):
@@ -33,10 +38,24 @@ class Output(StrEnum):
     JSONL = "jsonl"
 
 
+app = typer.Typer(
+    invoke_without_command=True, help="Measure how fast a model runs here; `bench kernels`: its products."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions(LaunchOptions):
+    """The same as for other commands; without -m the built-in model."""
+
+    model: Model = "demo"
+
+
+@app.callback()
 @grouped
-def command(
+def model(
     *,
-    launch: LaunchOptions,
+    invocation: typer.Context,
+    launch: BenchOptions,
     prompt: Annotated[list[int], typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 skips.")] = [128],  # noqa: B006
     generate: Annotated[list[int], typer.Option("-n", "--n-gen", help="Answer lengths; 0 skips.")] = [64],  # noqa: B006
     depth: Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens of context before.")] = [0],  # noqa: B006
@@ -47,6 +66,8 @@ def command(
     output: Annotated[Output, typer.Option("-o", "--output", help="Form of the table.")] = Output.MD,
 ) -> None:
     """Measure how fast a model runs here."""
+    if invocation.invoked_subcommand:
+        return
     from runtime.bench import BenchTest, as_row, measure  # noqa: PLC0415 - brings torch
     from runtime.cli.launch import running_engine  # noqa: PLC0415
 
@@ -68,6 +89,43 @@ def command(
                 results = measure(engines, test, repetitions=repetitions, on_repetition=report)
             rows.append(as_row(engines[0], *results))
     write_rows(rows, output)
+
+
+@app.command()
+def kernels(
+    *,
+    types: Annotated[list[str], typer.Option("--type", help="Quant types; may be repeated.")] = list(KERNEL_TYPES),  # noqa: B006
+    columns: Annotated[list[int], typer.Option("--columns", min=1, help="Tokens multiplied at once.")] = [1, 4, 8, 128],  # noqa: B006
+    threads: Annotated[int, typer.Option("-t", "--threads", min=1, help="CPU threads.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to measure.")] = 20.0,
+    as_json: AsJson = False,
+) -> None:
+    """Products of one matrix by quant type: time, and share of read bandwidth and of the dot products' peak."""
+    from cpu_kernels.measure import kernel_table  # noqa: PLC0415 - brings llvmlite and numba
+
+    unknown = [name for name in types if name not in {kind.name for kind in QUANT_TYPES.values()}]
+    if unknown:
+        raise RequestError(f"there is no quant type {unknown[0]}", hint="types are called as GGUF calls them: Q4_K")
+    with progress("measuring", unit="runs"):
+        figures = kernel_table([quant_type(name) for name in types], columns, threads=threads, seconds_budget=seconds)
+    if as_json:
+        write_json([{**asdict(figure), "family": figure.family.value} for figure in figures])
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("type", "kernel", "tokens", "us", "GB/s", "of read", "Gmac/s", "of peak"):
+        table.add_column(title, justify="left" if title in ("type", "kernel") else "right")
+    for figure in figures:
+        table.add_row(
+            figure.quant_type,
+            figure.family.value,
+            str(figure.columns),
+            f"{1e6 * figure.seconds:.0f}",
+            f"{figure.gb_per_s:.1f}",
+            f"{figure.share_of_read:.0%}",
+            f"{figure.gmac_per_s:.0f}",
+            f"{figure.share_of_peak:.0%}",
+        )
+    Console(highlight=False).print(table)
 
 
 def write_rows(rows: Sequence[dict[str, Any]], output: Output) -> None:

@@ -21,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, chat, batch, plan, inspect, bench, doctor, tokenize, perplexity):
+for module in (run, chat, batch, plan, inspect, doctor, tokenize, perplexity):
     app.command(name=module.__name__.rsplit(".", maxsplit=1)[-1])(module.command)
+app.add_typer(bench.app, name="bench")
 
 
 @dataclass(slots=True)

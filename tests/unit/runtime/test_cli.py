@@ -259,3 +259,16 @@ def test_progress_shows_long_work_on_a_terminal_only(monkeypatch):
             report(0, total)
             report(total, total)
         assert ("loading" in screen.getvalue()) is shown
+
+
+def test_bench_kernels_prints_shares(run):
+    arguments = ("bench", "kernels", "--type", "Q8_0", "--type", "Q1_0", "--columns", "1", "--seconds", "0.2")
+    rows = json.loads(run(*arguments, "--json").stdout)
+    assert {row["quant_type"] for row in rows} == {"Q8_0", "Q1_0"}
+    assert all(row["seconds"] > 0 and row["share_of_read"] > 0 for row in rows)
+    assert {row["family"] for row in rows if row["quant_type"] == "Q1_0"} == {"dot", "tables"}
+    shown = run(*arguments).stdout
+    assert shown.split()[:3] == ["type", "kernel", "tokens"]
+    refused = run("bench", "kernels", "--type", "Q9")
+    assert refused.code == 2
+    assert "no quant type Q9" in refused.stderr
