@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from planner import unit_cost
+from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.plan import Bottleneck, Measurement, Needs, Plan, PlannedModel, Prediction, Settings, WeightsForm
@@ -35,13 +37,8 @@ MATVEC_SHARE = 0.7  # torch's product of one row runs at 19 GB/s, the profile's 
 MATMUL_SHARE = 0.8  # a whole chunk, with what lies between the products, over the products alone
 KV_READS = 8  # the cache is read, made float32, written and read again: 4.2 GB/s where RAM gives 35 GB/s
 SCORE_BYTES = 300  # one attention score in prefill, masked and through softmax: 8.5 ns, as bytes read
-# Weights multiplied as they are in the file, against the profile, on one thread of an AMD EPYC (family 26): a Llama of
-# 1.2B weights in Q4_0 reads a prompt of 128 tokens in 0.51 s, one of 3030 in 14.7 s; the demo model steps in 0.1 ms.
-PACKED_READ_SHARE = 0.85
-PACKED_DOT_SPEEDUP = 6.0  # of integer dot products over float32 ones
-PACKED_SCORE_FLOPS = 100  # one attention score: its two products, and the softmax
+SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 PACKED_LAYER_ROWS = 16
-PACKED_ROW_S = 1e-6
 PACKED_FIRST_STEP_S = 2e-3  # the demo's first token of a new sequence takes 2.4 ms, 0.1 ms of it in operations
 LEAST_PROMPT_TOKENS = 32  # that prefill is learned from: below, it is the first step's warming up that is measured
 # The first step of a process over the same step again: 6.5 ms instead of 2.5 ms for a prompt of 4 tokens.
@@ -66,7 +63,7 @@ def decode_seconds(
     """Seconds of one decode step behind `kv_tokens` tokens, by the resource that takes them; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_decode_seconds(shape, rates, kv_tokens)
+        return _packed_decode_seconds(shape, profile, settings, kv_tokens)
     units = [unit for unit in shape.units if unit.kind is not UnitKind.EMBEDDING]
     products = FLOAT32_BYTES * sum(unit.active_weights for unit in units) / rates.matvec_bytes_per_s
     kv = KV_READS * shape.kv_bytes_per_token * kv_tokens / rates.read_bytes_per_s
@@ -84,7 +81,7 @@ def prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, pro
     """Seconds until the logits behind a prompt of `prompt_tokens` tokens are there; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_prefill_seconds(shape, rates, settings, prompt_tokens)
+        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens)
     blocks = [unit for unit in shape.units if unit.layer is not None]
     ends = [unit for unit in shape.units if unit.layer is None]
     seconds = FIRST_STEP_S
@@ -104,25 +101,49 @@ def prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, pro
     return seconds + FLOAT32_BYTES * head / rates.matvec_bytes_per_s
 
 
-def _packed_decode_seconds(shape: ModelShape, rates: _Rates, kv_tokens: int) -> Mapping[Bottleneck, float]:
-    """The same for weights multiplied as they are in the file: their bytes and the KV cache's are read once."""
-    weights = sum(unit.active_bytes for unit in shape.units if unit.kind is not UnitKind.EMBEDDING)
-    read = (weights + shape.kv_bytes_per_token * kv_tokens) / (PACKED_READ_SHARE * rates.read_bytes_per_s)
-    return {rates.bandwidth: read, Bottleneck.OVERHEAD: PACKED_ROW_S * PACKED_LAYER_ROWS * (shape.block_count + 1)}
+def _packed_decode_seconds(
+    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int
+) -> Mapping[Bottleneck, float]:
+    """The same for weights multiplied as they are in the file: one token behind `kv_tokens` others."""
+    seconds = _packed_step_seconds(shape, profile, settings, 1, kv_tokens)
+    overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
+    bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
+    return {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
 
 
-def _packed_prefill_seconds(shape: ModelShape, rates: _Rates, settings: Settings, prompt_tokens: int) -> float:
-    """The same for a prompt: integer dot products, or the reading of the weights once a chunk."""
+def _packed_prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int) -> float:
+    """The same for a prompt, chunk by chunk."""
     seconds = PACKED_FIRST_STEP_S
     for start in range(0, prompt_tokens, settings.prefill_chunk_tokens):
         tokens = min(settings.prefill_chunk_tokens, prompt_tokens - start)
-        scores = shape.head_count * shape.block_count * tokens * (start + (tokens + 1) / 2)
-        arithmetic = 2 * tokens * sum(unit.active_weights for unit in shape.units if unit.layer is not None)
-        touched = sum(unit.num_bytes * _touched_share(shape, unit, tokens) for unit in shape.units)
-        seconds += max(arithmetic / (PACKED_DOT_SPEEDUP * rates.flops_per_s), touched / rates.read_bytes_per_s)
-        seconds += PACKED_SCORE_FLOPS * scores / rates.flops_per_s
-        seconds += PACKED_ROW_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
+        seconds += _packed_step_seconds(shape, profile, settings, tokens, start)
     return seconds
+
+
+def _packed_step_seconds(shape: ModelShape, profile: Profile, settings: Settings, tokens: int, depth: int) -> float:
+    """One step of a sequence on the CPU: every unit, and attention over the cache of every layer."""
+    cpu, threads, seconds = cpu_here(profile), settings.threads, 0.0
+    gpu = None if settings.device == "cpu" else gpu_here(profile)
+    for unit in shape.units:
+        share = unit_cost.dense(1 if unit.kind is UnitKind.OUTPUT else tokens)
+        scale = 1.0
+        if unit.kind is UnitKind.EXPERTS and shape.expert_count:
+            probability = shape.expert_used_count / shape.expert_count
+            share, scale = unit_cost.experts(tokens, probability), 1 / probability if probability else 0.0
+        if unit.kind is UnitKind.EMBEDDING:
+            continue
+        attends = unit.kind is UnitKind.ATTENTION and unit.layer is not None
+        if gpu is not None:
+            sizes = (scale * unit.active_bytes, scale * unit.active_weights)
+            seconds += unit_cost.gpu_seconds(gpu, *sizes, share, unit.num_matmuls)
+            seconds += unit_cost.gpu_attention_seconds(gpu, shape, unit.layer or 0, tokens, depth) if attends else 0.0
+        else:
+            by_type = unit_cost.bytes_by_type(unit, scale)
+            seconds += unit_cost.cpu_seconds(cpu, threads, by_type, share, unit.num_matmuls)
+            seconds += (
+                unit_cost.cpu_attention_seconds(cpu, threads, shape, unit.layer or 0, tokens, depth) if attends else 0.0
+            )
+    return seconds + SAMPLED_S * shape.vocab_size
 
 
 def predict(

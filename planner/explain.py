@@ -14,8 +14,9 @@ from rich.text import Text
 
 from offload.tiers import Device, Tier
 from planner.budget import Budget, format_size
+from planner.figures import count, duration, figures, plural
 from planner.model_shape import UnitKind
-from planner.plan import Measurement, MemoryNeeds, Placement, Plan, Prediction, WeightsForm
+from planner.plan import Measurement, MemoryNeeds, Objective, Placement, Plan, Prediction, WeightsForm
 
 _TIER_NAMES = {Tier.GPU: "GPU", Tier.RAM: "RAM", Tier.FLASH: "flash"}
 _KIND_NAMES = {
@@ -53,10 +54,12 @@ class _Row:
 def render_plan(console: Console, plan: Plan) -> None:
     """Print what runs where, what memory it takes, how fast it should be, and what to know about it."""
     model, settings = plan.model, plan.settings
-    size = f"{_count(model.num_parameters)} parameters"
+    size = f"{count(model.num_parameters)} parameters"
     if model.expert_count:
-        size += f", {_count(model.active_parameters)} active"
+        size += f", {count(model.active_parameters)} active"
     console.print(Text(f"{model.architecture} · {size} · {format_size(model.byte_size)} file", style="bold"))
+    if not plan.machine.here:
+        console.print(Text(f"on {plan.machine.name}, as described", style="dim"))
     console.print(_placement_table(plan))
     for tier, needs, available in (
         (Tier.GPU, plan.needs.gpu, plan.budget.gpu_bytes),
@@ -65,8 +68,7 @@ def render_plan(console: Console, plan: Plan) -> None:
         if needs.needed_bytes:
             _print_bar(console, tier, needs, available, plan.budget)
     form = _FORM_NAMES[settings.weights_form]
-    where = f"{settings.threads} {_plural(settings.threads, 'thread')}" if settings.device == "cpu" else settings.device
-    console.print(f"weights {form} · context {settings.context_tokens} tokens · {where}")
+    console.print(f"weights {form} · context {settings.context_tokens} tokens · {_computed_by(plan)}")
     console.print(_prediction_line(plan.predicted))
     for note in plan.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
@@ -84,14 +86,24 @@ def render_comparison(console: Console, predicted: Prediction, measured: Measure
     if measured.prompt_tokens in (None, predicted.prompt_tokens):
         speeds.append(("prefill", predicted.prefill_tokens_per_s, measured.prefill_tokens_per_s))
     for name, promise, fact in speeds:
-        shown = "-" if fact is None else f"{_figures(fact)} tokens/s"
-        table.add_row(name, f"{_figures(promise)} tokens/s", shown, _ratio(fact, promise))
+        shown = "-" if fact is None else f"{figures(fact)} tokens/s"
+        table.add_row(name, f"{figures(promise)} tokens/s", shown, _ratio(fact, promise))
     if measured.prompt_tokens in (None, predicted.prompt_tokens):
-        shown = "-" if measured.ttft_s is None else _duration(measured.ttft_s)
-        table.add_row("first token", _duration(predicted.ttft_s), shown, _ratio(measured.ttft_s, predicted.ttft_s))
+        shown = "-" if measured.ttft_s is None else duration(measured.ttft_s)
+        table.add_row("first token", duration(predicted.ttft_s), shown, _ratio(measured.ttft_s, predicted.ttft_s))
     promise, fact = predicted.peak_ram_bytes, measured.peak_ram_bytes
     table.add_row("peak RAM", format_size(int(promise)), format_size(fact), _ratio(fact, promise))
     console.print(table)
+
+
+def _computed_by(plan: Plan) -> str:
+    """What computes, and what the plan is made quick at where that is not the next token."""
+    settings = plan.settings
+    parts = [] if settings.device == "cpu" else ["GPU" if settings.device == "gpu" else settings.device]
+    if any(placement.device is Device.CPU for placement in plan.placements):
+        parts.append(f"{settings.threads} {plural(settings.threads, 'thread')}")
+    aim = {Objective.THROUGHPUT: " · for throughput", Objective.TTFT: " · for an early first token"}
+    return " and ".join(parts) + aim.get(plan.objective, "")
 
 
 def _placement_table(plan: Plan) -> Table:
@@ -180,39 +192,16 @@ def _print_items(console: Console, items: Sequence[Text]) -> None:
 
 
 def _prediction_line(predicted: Prediction) -> Text:
-    line = Text("predicted ").append(f"{_figures(predicted.decode_tokens_per_s)} tokens/s", style="bold green")
+    line = Text("predicted ").append(f"{figures(predicted.decode_tokens_per_s)} tokens/s", style="bold green")
     line.append(f", bound by {predicted.bottleneck.value}")
     correction = predicted.decode_correction
     if correction.runs:
-        runs = f"{correction.runs} earlier {_plural(correction.runs, 'run')}"
+        runs = f"{correction.runs} earlier {plural(correction.runs, 'run')}"
         line.append(f" (corrected by {correction.factor:.2g}x from {runs})")
     return line.append(
-        f"\n          first token of a prompt of {predicted.prompt_tokens} after {_duration(predicted.ttft_s)}"
+        f"\n          first token of a prompt of {predicted.prompt_tokens} after {duration(predicted.ttft_s)}"
     )
-
-
-def _count(number: int) -> str:
-    """A number of parameters for people: 16.8M, 7.2B."""
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
-def _figures(number: float) -> str:
-    """Three figures, without an exponent."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 120:
-        return f"{seconds / 60:.1f} min"
-    return f"{_figures(seconds)} s" if seconds >= 1 else f"{_figures(1000 * seconds)} ms"
 
 
 def _ratio(fact: float | None, promise: float) -> str:
     return "-" if fact is None or promise <= 0 else f"{fact / promise:.2f}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return noun if count == 1 else f"{noun}s"

@@ -2,6 +2,7 @@
 
 A value that is written to and read from JSON without loss. Knows nothing about how a plan is found or carried out.
 Invariants, checked at every reading: sizes are not negative, what is needed is within the budget, names are unique.
+A plan for another machine than this one is for looking at: it is simulated, not run.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from planner.budget import Budget
 from planner.model_shape import UnitKind
 from planner.profile import Residual
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+KV_DTYPE = "float16"
+
+
+class Objective(StrEnum):
+    """What a plan is made quick at: the next token, many tokens in all, or the first one."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    TTFT = "ttft"
 
 
 class WeightsForm(StrEnum):
@@ -36,6 +46,8 @@ class Bottleneck(StrEnum):
     DEQUANTISATION = "dequantisation"
     OVERHEAD = "operation overhead"
     COMPUTE = "compute"
+    LINK = "GPU link"
+    FLASH = "flash reads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,15 @@ class PlannedModel:
     def key(self) -> str:
         """Names the model in the profile's corrections, wherever its file lies."""
         return f"{self.architecture}-{self.num_parameters}-{self.byte_size}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMachine:
+    """The machine a plan is for. Only plans for the machine they were made on (`here`) can be run by."""
+
+    name: str
+    source: str
+    here: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +172,7 @@ class Measurement:
     ttft_s: float | None
     peak_ram_bytes: int
     prompt_tokens: int | None = None  # that were computed, not taken from a cache
+    bottleneck: Bottleneck | None = None  # always None: a run does not tell what it was bound by
 
     def as_dict(self) -> dict[str, Any]:
         """The measurement as JSON types."""
@@ -163,6 +185,8 @@ class Plan:
 
     version: int
     model: PlannedModel
+    machine: PlannedMachine
+    objective: Objective
     placements: tuple[Placement, ...]
     settings: Settings
     budget: Budget
@@ -182,7 +206,10 @@ class Plan:
         except ValueError as error:
             raise PlanError(f"not a plan: {error}", hint="write one with `strata plan --save`") from error
         if plan.version != FORMAT_VERSION:
-            raise PlanError(f"the plan is of format {plan.version}; this version reads format {FORMAT_VERSION}")
+            raise PlanError(
+                f"version: the plan is of format {plan.version}; this version reads format {FORMAT_VERSION}",
+                hint="write it again with `strata plan --save`",
+            )
         plan.check()
         return plan
 
@@ -199,23 +226,44 @@ class Plan:
         return self
 
     def check(self) -> None:
-        """PlanError if the plan contradicts itself."""
-        names = [placement.unit for placement in self.placements]
-        if len(set(names)) != len(names):
-            raise PlanError("a unit is placed twice", hint="every unit has one tier and one device")
+        """PlanError if the plan contradicts itself: which field, what is wrong with it, what would be right."""
+        names: dict[str, int] = {}
+        for index, placement in enumerate(self.placements):
+            where = f"placements[{index}]"
+            if placement.unit in names:
+                raise PlanError(
+                    f"{where}.unit: {placement.unit} is placed twice, first at placements[{names[placement.unit]}]",
+                    hint="every unit has one tier and one device",
+                )
+            names[placement.unit] = index
+            if placement.num_bytes < 0:
+                raise PlanError(f"{where}.num_bytes is {placement.num_bytes}: negative; it must be at least 0")
+            if (placement.tier, placement.device) == (Tier.GPU, Device.CPU):
+                raise PlanError(f"{where}.device is cpu: what is held in gpu memory is computed by the gpu")
         settings = self.settings
         for name in ("context_tokens", "prefill_chunk_tokens", "threads"):
             if getattr(settings, name) < 1:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
-        if any(placement.num_bytes < 0 for placement in self.placements):
-            raise PlanError("a placement has a negative number of bytes")
+        if settings.kv_dtype != KV_DTYPE:
+            raise PlanError(
+                f"settings.kv_dtype is {settings.kv_dtype!r}; this version keeps keys and values as {KV_DTYPE}"
+            )
+        self._check_memories()
+
+    def _check_memories(self) -> None:
+        """PlanError where more is placed than needed, or more needed than may be used."""
         for tier, needs, available in (
             (Tier.RAM, self.needs.ram, self.budget.ram_bytes),
             (Tier.GPU, self.needs.gpu, self.budget.gpu_bytes),
         ):
             placed = sum(p.num_bytes for p in self.placements if p.tier is tier)
-            if placed > needs.weights_bytes + needs.kv_bytes:
-                raise PlanError(f"{placed} bytes are placed in {tier.value}, more than needs.{tier.value} accounts for")
+            accounted = needs.weights_bytes + needs.kv_bytes
+            if placed > accounted:
+                raise PlanError(
+                    f"{placed} bytes are placed in {tier.value}, more than needs.{tier.value} accounts for: "
+                    f"weights_bytes and kv_bytes are {accounted} together",
+                    hint="plan again with `strata plan`",
+                )
             if needs.needed_bytes > available:
                 raise PlanError(
                     f"the plan needs {needs.needed_bytes} bytes of {tier.value}; its budget is {available}",

@@ -30,12 +30,14 @@ from cpu_kernels.quant_types import QuantType
 from cpu_kernels.reference.dequantize import dequantize
 from gpu_kernels.bandwidth import GpuRates, measure_rates
 from gpu_kernels.capabilities import GpuCapabilities
-from planner import document
+from offload.flash_probe import DriveFigures, filesystem_key, probe
+from planner import document, profile_kernels
 from planner.budget import cgroup_cpu_quota
+from planner.machine import KernelPoint
 
 log = logging.getLogger("strata.planner.profile")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 RESIDUAL_LIMITS = (0.2, 5.0)
 _RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
@@ -67,6 +69,8 @@ class Profile:
     matmul_flops_per_s: float
     op_overhead_s: float
     dequantize_bytes_per_s: Mapping[str, float] = field(default_factory=dict)  # quantised bytes, by quant type
+    kernels: Mapping[str, tuple[KernelPoint, ...]] = field(default_factory=dict)  # by quant type
+    drives: Mapping[str, DriveFigures] = field(default_factory=dict)  # by file system
     gpu: GpuRates | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
 
@@ -144,6 +148,27 @@ def with_dequantize_rates(profile: Profile, quant_types: Iterable[QuantType], pa
         data = np.full((_DEQUANTIZE_BYTES // kind.row_bytes(columns), kind.row_bytes(columns)), _SAMPLE_BYTE, np.uint8)
         rates[kind.name] = bandwidth.conversion_rate(lambda rows, kind=kind: dequantize(rows, kind), data)  # type: ignore[misc]
     profile = replace(profile, dequantize_bytes_per_s=rates)
+    save(profile, path)
+    return profile
+
+
+def with_kernel_rates(profile: Profile, quant_types: Iterable[QuantType], path: Path | None = None) -> Profile:
+    """`profile` with the rates of products of each of `quant_types`; new ones are measured and stored."""
+    missing = sorted({kind.name for kind in quant_types if kind.is_known} - set(profile.kernels))
+    if not missing:
+        return profile
+    measured = profile_kernels.measure_apart(missing, profile.threads)
+    profile = replace(profile, kernels={**profile.kernels, **measured})
+    save(profile, path)
+    return profile
+
+
+def with_drive(profile: Profile, place: Path, path: Path | None = None) -> Profile:
+    """`profile` with the drive that `place` lies on, measured (8 s) and stored where it is not known; OSError."""
+    key = filesystem_key(place)
+    if key in profile.drives:
+        return profile
+    profile = replace(profile, drives={**profile.drives, key: probe(place)})
     save(profile, path)
     return profile
 

@@ -4,7 +4,7 @@ Knows nothing about how plans are searched.
 """
 
 from offload.errors import DoesNotFitError
-from planner.budget import Budget, format_size
+from planner.budget import MIB, Budget, format_size
 from planner.model_shape import ModelShape
 from planner.plan import MemoryNeeds
 
@@ -27,10 +27,15 @@ def refusal(
     `fitting_context_tokens` is the longest context that would fit, None where no context does.
     """
     needed = format_size(needs.needed_bytes)
+    would_do = f"{needed} of RAM would do"
+    if budget.ram_source == "--budget":
+        would_do += f": --budget ram={-(-needs.needed_bytes // MIB)}MiB"
     if fitting_context_tokens is not None:
         hint = f"a context of {fitting_context_tokens} tokens fits: -c {fitting_context_tokens}"
+        if budget.ram_source == "--budget":
+            hint = f"{would_do}; {hint}"
     else:
-        hint = f"{needed} of RAM would do"
+        hint = would_do
         if smaller := smaller_type(shape, needs, budget.ram_bytes):
             hint += f", or this model as {smaller} or smaller"
     return DoesNotFitError(

@@ -1,84 +1,78 @@
 """Finds a plan: where every unit goes so that all of it fits, or the reason why nothing does.
 
-The first form: everything on the GPU if it fits there as float32, else everything in RAM, packed for the CPU's kernels.
-Refuses before anything is loaded. Reads no tensor data.
+For this machine, of what this version executes: everything on the GPU if it fits there as float32, or everything in
+RAM, packed for the CPU's kernels; what is predicted to be better by the objective. For a described machine, every
+placement that could be: see `planner.described`. Refuses before anything is loaded. Reads no tensor data.
 
 Invariant: a plan's needs, margins included, are within its budget in every memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpu_kernels.reference.dequantize import dequantizable
+from cpu_kernels.quant_types import quant_type
 from gpu_kernels import capabilities
 from gpu_kernels.capabilities import GpuCapabilities
-from offload.errors import RequestError, UnsupportedModelError
+from offload.errors import DoesNotFitError
 from offload.gguf import GGUFFile
-from offload.tiers import Device, Tier
+from offload.tiers import Device
 from planner import cost
-from planner.budget import Budget, format_size, measure_budget
-from planner.memory import FLOAT32_BYTES, fits, memory_needs
-from planner.model_shape import ModelShape, UnitKind
+from planner.budget import Budget, measure_budget
+from planner.described import plan_described, with_other_tiers
+from planner.machine import Machine
+from planner.memory import FLOAT32_BYTES, memory_needs
+from planner.model_shape import ModelShape
+from planner.notes import context_notes, way_notes
 from planner.plan import (
     FORMAT_VERSION,
-    Needs,
-    Placement,
+    KV_DTYPE,
+    Objective,
     Plan,
-    PlannedModel,
+    PlannedMachine,
+    Prediction,
     Settings,
     WeightsForm,
 )
-from planner.profile import Profile, load_or_measure, with_dequantize_rates, with_gpu_rates
+from planner.profile import Profile, load_or_measure, with_dequantize_rates, with_gpu_rates, with_kernel_rates
+from planner.question import Here, Question, Wish, ask
 from planner.refusal import refusal
+from planner.ways import (
+    AUTO,
+    DEFAULT_PROMPT_TOKENS,
+    LLAMA_CPP,
+    MIN_CHUNK_TOKENS,
+    SEQUENTIAL,
+    Fit,
+    default_context,
+    fitting,
+    longest_context,
+    placements,
+    ways_for,
+)
 
-DEFAULT_CONTEXT_TOKENS = 4096
-DEFAULT_PROMPT_TOKENS = 128
-PREFILL_CHUNK_TOKENS = 512
-MIN_CHUNK_TOKENS = 32
-MAX_CONTEXT_TOKENS = 1 << 24
+__all__ = [
+    "AUTO",
+    "LLAMA_CPP",
+    "SEQUENTIAL",
+    "for_prompt",
+    "make_plan",
+    "plan_here",
+    "question_here",
+    "solve",
+    "solve_or_explain",
+]
+
 # Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
 # one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
 SHARED_PRODUCT_BYTES = 1 << 20
-AUTO, PROGRAM, SEQUENTIAL, LLAMA_CPP = "auto", "program", "sequential", "llama.cpp"
-_CONTEXT_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """A loop on a device, and the form it holds weights in."""
+class _Candidate:
+    """A way that fits, with the settings it would be run with and what they promise."""
 
-    loop: str
-    device: Device
-    form: WeightsForm
-
-
-# What may be asked for, and how it can be done: the quickest way first, the one that needs least RAM last.
-WAYS: Mapping[str, tuple[_Way, ...]] = {
-    AUTO: (
-        _Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
-        _Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
-    ),
-    PROGRAM: (_Way(PROGRAM, Device.CPU, WeightsForm.PACKED),),
-    SEQUENTIAL: (
-        _Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
-        _Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
-        _Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
-    ),
-    LLAMA_CPP: (
-        _Way(LLAMA_CPP, Device.GPU, WeightsForm.PACKED),
-        _Way(LLAMA_CPP, Device.CPU, WeightsForm.PACKED),
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """One way to run the model, with what it needs."""
-
-    way: _Way
-    context_tokens: int
-    chunk_tokens: int
-    needs: Needs
+    fit: Fit
+    settings: Settings
+    predicted: Prediction
 
 
 def plan_here(
@@ -89,26 +83,27 @@ def plan_here(
     budget: Budget | None = None,
     loop: str = AUTO,
     prompt_tokens: int | None = None,
+    objective: Objective = Objective.LATENCY,
 ) -> Plan:
     """`make_plan` for this machine as it is now: GPU, profile and, where none is given, the budget are measured."""
+    wish = Wish(context_tokens, threads, prompt_tokens, loop, objective)
+    return solve_or_explain(question_here(gguf, wish, budget))
+
+
+def question_here(gguf: GGUFFile, wish: Wish, budget: Budget | None = None) -> Question:
+    """What to ask of this machine as it is now."""
+    wish.check()
     gpu = capabilities.detect()
-    return make_plan(
-        gguf,
-        budget=budget or measure_budget(gpu),
-        profile=load_or_measure(),
-        context_tokens=context_tokens,
-        threads=threads,
-        gpu=gpu,
-        loop=loop,
-        prompt_tokens=prompt_tokens,
-    )
+    return ask(gguf, budget or measure_budget(gpu), Here(load_or_measure(), gpu), wish)
 
 
 def make_plan(
     gguf: GGUFFile,
     *,
     budget: Budget,
-    profile: Profile,
+    profile: Profile | None = None,
+    machine: Machine | None = None,
+    objective: Objective = Objective.LATENCY,
     context_tokens: int | None = None,
     threads: int | None = None,
     gpu: GpuCapabilities | None = None,
@@ -117,57 +112,44 @@ def make_plan(
 ) -> Plan:
     """The plan for `gguf` within `budget`; `prompt_tokens` is the prompt length that speed is predicted for.
 
-    A context of None is chosen: the trained one, at most 4096 tokens, less where memory is short. DoesNotFitError
-    with what would fit, UnsupportedModelError for a quant type that cannot be computed with.
+    For this machine by its `profile` and `gpu`, or for a described `machine`. A context of None is chosen: the trained
+    one, at most 4096 tokens, less where memory is short. DoesNotFitError with what would fit, UnsupportedModelError for
+    a quant type that cannot be computed with.
     """
-    _check_request(context_tokens, threads, prompt_tokens)
-    if loop not in WAYS:
-        raise RequestError(f"there is no loop {loop!r}", hint=f"choose one of {', '.join(WAYS)}")
-    shape = ModelShape.from_gguf(gguf)
-    if loop != LLAMA_CPP:
-        _check_types(gguf)
-    ways = [way for way in WAYS[loop] if way.device is Device.CPU or gpu is not None]
-    choice = _choose(gguf, shape, budget, context_tokens, ways)
-    if choice.way.device is Device.GPU and gpu is not None:
-        profile = with_gpu_rates(profile, gpu)
-    if choice.way.form is WeightsForm.QUANTISED:
-        profile = with_dequantize_rates(profile, {tensor.quant_type for tensor in gguf.tensors.values()})
-    model = _model(gguf, shape)
-    settings = Settings(
-        context_tokens=choice.context_tokens,
-        prefill_chunk_tokens=choice.chunk_tokens,
-        threads=threads or _threads(shape, profile),
-        weights_form=choice.way.form,
-        kv_dtype="float16",
-        loop=choice.way.loop,
-        device=gpu.torch_device if choice.way.device is Device.GPU and gpu is not None else "cpu",
-    )
-    prompt = min(prompt_tokens or DEFAULT_PROMPT_TOKENS, max(choice.context_tokens - 1, 1))
-    plan = Plan(
-        version=FORMAT_VERSION,
-        model=model,
-        placements=tuple(_placements(shape, choice)),
-        settings=settings,
-        budget=budget,
-        needs=choice.needs,
-        predicted=cost.predict(
-            shape, profile, model=model, settings=settings, needs=choice.needs, prompt_tokens=prompt
-        ),
-        notes=(
-            *_context_notes(shape, choice, context_tokens),
-            *_other_notes(shape, choice, budget=budget, profile=profile, threads=threads, gpu=gpu),
-        ),
-    )
+    if machine is not None:
+        place: Here | Machine = machine
+    elif profile is not None:
+        place = Here(profile, gpu)
+    else:
+        raise ValueError("a plan is for this machine, by its profile, or for a described machine")
+    return solve(ask(gguf, budget, place, Wish(context_tokens, threads, prompt_tokens, loop, objective)))
+
+
+def solve(question: Question) -> Plan:
+    """The plan that answers a question; DoesNotFitError naming the nearest thing that fits."""
+    if isinstance(question.place, Machine):
+        plan = plan_described(question, question.place)
+    else:
+        plan = _plan_here(question, question.place)
     plan.check()
     return plan
 
 
+def solve_or_explain(question: Question) -> Plan:
+    """`solve`, with a refusal that also says what other tiers of this machine would do, if it takes a moment longer."""
+    try:
+        return solve(question)
+    except DoesNotFitError as error:
+        if isinstance(question.place, Machine):
+            raise
+
+        raise with_other_tiers(error, question) from error
+
+
 def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
     """`plan` with its speed predicted for a prompt of `prompt_tokens`, from the profile as it is now."""
-    profile = load_or_measure()
-    if plan.settings.weights_form is WeightsForm.QUANTISED:
-        profile = with_dequantize_rates(profile, {tensor.quant_type for tensor in gguf.tensors.values()})
     shape = ModelShape.from_gguf(gguf)
+    profile = _with_types(load_or_measure(), shape, plan.settings.weights_form)
     prompt = min(max(prompt_tokens, 1), plan.settings.context_tokens)
     predicted = cost.predict(
         shape, profile, model=plan.model, settings=plan.settings, needs=plan.needs, prompt_tokens=prompt
@@ -175,149 +157,97 @@ def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
     return replace(plan, predicted=predicted)
 
 
-def _choose(
-    gguf: GGUFFile, shape: ModelShape, budget: Budget, context_tokens: int | None, ways: Sequence[_Way]
-) -> _Choice:
-    """The first way to hold the model that fits; DoesNotFitError where there is none. The last one takes least RAM."""
-    wanted = context_tokens or min(shape.context_length, DEFAULT_CONTEXT_TOKENS)
-    for way in ways:
-        choice = _fit(shape, budget, way, wanted)
-        if choice is not None:
-            return choice
-    shorter = _longest_context(shape, budget, ways[-1], wanted)
-    if context_tokens is None and shorter is not None:
-        return shorter
+def _plan_here(question: Question, here: Here) -> Plan:
+    """The best of what this version executes."""
+    ways = ways_for(question.wish.loop, has_gpu=here.gpu is not None)
+    fits = fitting(question.shape, question.budget, ways, question.wish.context_tokens)
+    if not fits:
+        raise _refusal(question)
+    candidates = [_candidate(question, here, fit) for fit in fits]
+    best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
+    return Plan(
+        version=FORMAT_VERSION,
+        model=question.model,
+        machine=PlannedMachine(here.profile.cpu_name, "measured on this machine", here=True),
+        objective=question.wish.objective,
+        placements=placements(question.shape, best.fit),
+        settings=best.settings,
+        budget=question.budget,
+        needs=best.fit.needs,
+        predicted=best.predicted,
+        notes=(
+            *context_notes(question, best.fit.context_tokens),
+            *way_notes(question, here, best.fit, gpu_fits=len(fits) > 1, threads=best.settings.threads),
+        ),
+    )
+
+
+def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
+    profile, gpu = here.profile, here.gpu if fit.way.device is Device.GPU else None
+    if gpu is not None:
+        profile = with_gpu_rates(profile, gpu)
+    settings = Settings(
+        context_tokens=fit.context_tokens,
+        prefill_chunk_tokens=fit.chunk_tokens,
+        threads=question.wish.threads or _threads(question.shape, profile),
+        weights_form=fit.way.form,
+        kv_dtype=KV_DTYPE,
+        loop=fit.way.loop,
+        device=gpu.torch_device if gpu is not None else "cpu",
+    )
+    predicted = cost.predict(
+        question.shape,
+        _with_types(profile, question.shape, fit.way.form),
+        model=question.model,
+        settings=settings,
+        needs=fit.needs,
+        prompt_tokens=min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1)),
+    )
+    return _Candidate(fit, settings, predicted)
+
+
+def _with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:
+    """`profile` with what the form of the weights needs to be known of their types."""
+    kinds = {quant_type(name) for name, _ in shape.weights_by_type}
+    if form is WeightsForm.QUANTISED:
+        return with_dequantize_rates(profile, kinds)
+    return with_kernel_rates(profile, kinds) if form is WeightsForm.PACKED else profile
+
+
+def _seconds(predicted: Prediction, objective: Objective) -> float:
+    """What the objective makes small: seconds a token of the answer, until it begins, or a token of it all."""
+    token = 1 / predicted.decode_tokens_per_s
+    if objective is Objective.LATENCY:
+        return token
+    if objective is Objective.TTFT:
+        return predicted.ttft_s
+    return (predicted.ttft_s + cost.ANSWER_TOKENS * token) / (predicted.prompt_tokens + cost.ANSWER_TOKENS)
+
+
+def _refusal(question: Question) -> DoesNotFitError:
+    """Why nothing that this version executes fits, with the nearest that does."""
+    way = ways_for(question.wish.loop, has_gpu=False)[-1]
+    wanted = question.wish.context_tokens or default_context(question.shape)
     smallest = memory_needs(
-        shape,
-        budget,
-        ways[-1].device,
-        ways[-1].form,
+        question.shape,
+        question.budget,
+        way.device,
+        way.form,
         context_tokens=wanted,
         chunk_tokens=min(MIN_CHUNK_TOKENS, wanted),
     )
-    raise refusal(
-        str(gguf.path),
-        shape,
-        budget,
+    shorter = longest_context(question.shape, question.budget, way, wanted)
+    return refusal(
+        question.model.path,
+        question.shape,
+        question.budget,
         smallest.ram,
         context_tokens=wanted,
         fitting_context_tokens=shorter.context_tokens if shorter is not None else None,
     )
 
 
-def _fit(shape: ModelShape, budget: Budget, way: _Way, context_tokens: int) -> _Choice | None:
-    """This way of holding the model with the largest prefill chunk that fits."""
-    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
-    while True:
-        needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
-        if fits(needs, budget):
-            return _Choice(way, context_tokens, chunk, needs)
-        if chunk <= MIN_CHUNK_TOKENS:
-            return None
-        chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
-
-
-def _longest_context(shape: ModelShape, budget: Budget, way: _Way, below: int) -> _Choice | None:
-    """The longest context of at most `below` tokens that fits in this way, in steps of 64."""
-    best, low, high = None, 1, below // _CONTEXT_STEP
-    while low <= high:
-        middle = (low + high) // 2
-        choice = _fit(shape, budget, way, middle * _CONTEXT_STEP)
-        if choice is None:
-            high = middle - 1
-        else:
-            best, low = choice, middle + 1
-    return best
-
-
-def _placements(shape: ModelShape, choice: _Choice) -> Iterator[Placement]:
-    """Every unit, and the KV cache of every layer, in the order a token meets them."""
-    tier = Tier.GPU if choice.way.device is Device.GPU else Tier.RAM
-    for unit in shape.units:
-        held = FLOAT32_BYTES * unit.num_weights if choice.way.form is WeightsForm.FLOAT32 else unit.num_bytes
-        yield Placement(unit.name, unit.kind, unit.layer, held, tier, choice.way.device)
-        if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-            num_bytes = shape.kv_bytes_per_layer[unit.layer] * choice.context_tokens
-            yield Placement(f"blk.{unit.layer}.kv", UnitKind.KV, unit.layer, num_bytes, tier, choice.way.device)
-
-
-def _context_notes(shape: ModelShape, choice: _Choice, asked_tokens: int | None) -> Iterator[str]:
-    """What was chosen where no context was asked for, and a warning beyond the trained one."""
-    context, trained = choice.context_tokens, shape.context_length
-    if asked_tokens is None and context < min(trained, DEFAULT_CONTEXT_TOKENS):
-        yield f"context cut to {context} tokens by memory; the model was trained on {trained}"
-    elif asked_tokens is None and context < trained:
-        yield f"context of {context} tokens by default; -c sets up to the {trained} of the training"
-    elif context > trained:
-        yield f"context of {context} tokens is beyond the {trained} of the training: answers may degrade"
-
-
-def _other_notes(
-    shape: ModelShape,
-    choice: _Choice,
-    *,
-    budget: Budget,
-    profile: Profile,
-    threads: int | None,
-    gpu: GpuCapabilities | None,
-) -> Iterator[str]:
-    """What else a user should know of the choices made."""
-    if choice.way.form is WeightsForm.QUANTISED:
-        needs = memory_needs(
-            shape,
-            budget,
-            choice.way.device,
-            WeightsForm.FLOAT32,
-            context_tokens=choice.context_tokens,
-            chunk_tokens=choice.chunk_tokens,
-        )
-        needed = format_size(needs.ram.needed_bytes)
-        yield f"weights are made float32 on every use: a budget of {needed} RAM would hold them ready"
-    if choice.chunk_tokens < min(PREFILL_CHUNK_TOKENS, choice.context_tokens):
-        yield f"prompts are read {choice.chunk_tokens} tokens at a time to save memory"
-    if gpu is not None and choice.way.device is Device.CPU:
-        yield f"{gpu.name} is not used: the model does not fit its {format_size(budget.gpu_bytes)} as float32"
-    if threads is None and _threads(shape, profile) < profile.threads:
-        yield "one thread: the matrices are too small to be shared out"
-    if threads is not None and threads > profile.threads:
-        yield f"{threads} threads are more than the {profile.threads} cores that may be used"
-
-
 def _threads(shape: ModelShape, profile: Profile) -> int:
     """One thread for products too small to share out, else all there are."""
     products = max(shape.num_matmuls_per_token, 1)
     return profile.threads if FLOAT32_BYTES * shape.active_weights / products >= SHARED_PRODUCT_BYTES else 1
-
-
-def _model(gguf: GGUFFile, shape: ModelShape) -> PlannedModel:
-    return PlannedModel(
-        path=str(gguf.path),
-        byte_size=gguf.byte_size,
-        architecture=shape.architecture,
-        num_parameters=shape.num_parameters,
-        active_parameters=shape.active_parameters,
-        block_count=shape.block_count,
-        context_length=shape.context_length,
-        vocab_size=shape.vocab_size,
-        expert_count=shape.expert_count,
-        expert_used_count=shape.expert_used_count,
-        tied_output=shape.tied_output,
-    )
-
-
-def _check_request(context_tokens: int | None, threads: int | None, prompt_tokens: int | None) -> None:
-    if context_tokens is not None and not 1 <= context_tokens <= MAX_CONTEXT_TOKENS:
-        raise RequestError(f"a context of {context_tokens} tokens: it must be 1 to {MAX_CONTEXT_TOKENS}")
-    if threads is not None and not 1 <= threads <= 4096:
-        raise RequestError(f"{threads} threads: it must be 1 to 4096")
-    if prompt_tokens is not None and prompt_tokens < 1:
-        raise RequestError(f"a prompt of {prompt_tokens} tokens: it must be at least 1")
-
-
-def _check_types(gguf: GGUFFile) -> None:
-    for tensor in gguf.tensors.values():
-        if not dequantizable(tensor.quant_type):
-            raise UnsupportedModelError(
-                f"{gguf.path}: {tensor.quant_type.name} of tensor {tensor.name} is not supported",
-                hint="use a file of another quant type",
-            )

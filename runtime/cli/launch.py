@@ -15,7 +15,7 @@ from planner.plan import Plan
 from planner.solve import for_prompt
 from runtime.cli.console import console, progress
 from runtime.cli.options import LaunchOptions, model_path, read_text_file
-from runtime.cli.planning import plan_by
+from runtime.cli.planning import plan_by, plan_in
 from runtime.engine import Engine
 from runtime.generation import Piece
 from runtime.sampler import SamplingParams
@@ -57,7 +57,7 @@ def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None) -> P
     """The plan of the plan file, which must be of this model, or the planner's."""
     if launch.plan_file is None:
         return plan_by(launch, gguf, loop=launch.loop_name, prompt_tokens=prompt_tokens, on_this_machine=True)
-    plan = Plan.from_json(read_text_file(launch.plan_file)).checked_for(gguf)
+    plan = plan_in(launch.plan_file, gguf)
     return plan if prompt_tokens is None else for_prompt(plan, gguf, prompt_tokens)
 
 

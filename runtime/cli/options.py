@@ -52,22 +52,23 @@ MaxTokens = Annotated[
 ]
 
 
+Context = Annotated[int | None, _option(_MODEL_PANEL, "-c", "--ctx-size", min=1, help="Tokens of context to reserve.")]
+Threads = Annotated[int | None, _option(_MODEL_PANEL, "-t", "--threads", min=1, help="CPU threads.")]
+BudgetText = Annotated[str | None, _option(_MODEL_PANEL, "--budget", help="What may be used, e.g. ram=8GiB,gpu=4GiB.")]
+Loop = Annotated[
+    LoopChoice, _option(_MODEL_PANEL, "--loop", help="How a step is computed: packed kernels, or the slow reference.")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """What a plan is made for."""
 
     model: Model
-    context: Annotated[
-        int | None, _option(_MODEL_PANEL, "-c", "--ctx-size", min=1, help="Tokens of context to reserve.")
-    ] = None
-    threads: Annotated[int | None, _option(_MODEL_PANEL, "-t", "--threads", min=1, help="CPU threads.")] = None
-    budget: Annotated[
-        str | None, _option(_MODEL_PANEL, "--budget", help="What may be used, e.g. ram=8GiB,gpu=4GiB.")
-    ] = None
-    loop: Annotated[
-        LoopChoice,
-        _option(_MODEL_PANEL, "--loop", help="How a step is computed: packed kernels, or the slow reference."),
-    ] = LoopChoice.AUTO
+    context: Context = None
+    threads: Threads = None
+    budget: BudgetText = None
+    loop: Loop = LoopChoice.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,17 @@
 """The plan that a command line asks for; needs nothing but the file's header."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from offload.gguf import GGUFFile
-from planner.budget import measure_budget, parse_budget
-from planner.plan import Plan
-from planner.solve import plan_here
-from runtime.cli.options import PlanOptions
+from planner.budget import Budget, measure_budget, parse_budget
+from planner.machine import Machine
+from planner.machine_files import load_machine
+from planner.plan import Objective, Plan
+from planner.plan_check import check_runnable
+from planner.question import Question, Wish, ask
+from planner.solve import plan_here, question_here
+from runtime.cli.options import PlanOptions, read_text_file
 
 
 def plan_by(
@@ -25,3 +32,38 @@ def plan_by(
         loop=loop,
         prompt_tokens=prompt_tokens,
     )
+
+
+def plan_in(path: Path, gguf: GGUFFile) -> Plan:
+    """The plan saved at `path`; PlanError where it is not one of this model that can be run here."""
+    return check_runnable(Plan.from_json(read_text_file(path)), gguf)
+
+
+def question_by(
+    options: PlanOptions, gguf: GGUFFile, *, objective: Objective, machine: str | None, prompt_tokens: int | None
+) -> Question:
+    """What the options ask: of this machine, or of one that is described under a name or in a file."""
+    wish = Wish(options.context, options.threads, prompt_tokens, options.loop.value, objective)
+    if machine is None:
+        return question_here(gguf, wish, parse_budget(options.budget) if options.budget else None)
+    described = load_machine(machine)
+    has = described_budget(described)
+    budget = parse_budget(options.budget, has) if options.budget else has
+    return ask(gguf, budget, _with_memories(described, budget), wish)
+
+
+def described_budget(machine: Machine) -> Budget:
+    """All that a description says may be used."""
+    gpu = machine.gpu
+    return Budget(
+        ram_bytes=machine.ram_bytes,
+        gpu_bytes=gpu.memory_bytes if gpu is not None else 0,
+        ram_source=machine.name,
+        gpu_source=gpu.name if gpu is not None else "no GPU",
+    )
+
+
+def _with_memories(machine: Machine, budget: Budget) -> Machine:
+    """`machine` with the memories of `budget`."""
+    gpu = None if machine.gpu is None else replace(machine.gpu, memory_bytes=budget.gpu_bytes)
+    return replace(machine, ram_bytes=budget.ram_bytes, gpu=gpu)

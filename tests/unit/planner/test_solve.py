@@ -14,7 +14,7 @@ from offload.tiers import Device, Tier
 from planner import solve
 from planner.budget import GIB, MIB, Budget
 from planner.model_shape import UnitKind
-from planner.plan import Plan, WeightsForm
+from planner.plan import Objective, Plan, WeightsForm
 from planner.profile import Profile
 from planner.solve import for_prompt, make_plan, plan_here
 from tests.support.planning import HeaderOnly, header, llama_8b, profile
@@ -188,6 +188,42 @@ def test_plan_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.budget.ram_bytes > 0
 
 
+def test_the_objective_decides_between_devices() -> None:
+    """A GPU that multiplies fast and reads slowly: the prompt is read there, the answer written by the CPU."""
+    budget = Budget(64 * GIB, 78 * GIB, "test", "a GPU")
+    machine = replace(profile(), gpu=GpuRates("a GPU", 20e9, 50e12, 5e-6))
+    chosen = {
+        objective: make_plan(
+            llama_8b(), budget=budget, profile=machine, gpu=GPU, objective=objective, prompt_tokens=2000
+        )
+        for objective in Objective
+    }
+    assert chosen[Objective.LATENCY].settings.device == "cpu"
+    assert chosen[Objective.TTFT].settings.device == "cuda:0"
+    assert all(plan.objective is objective for objective, plan in chosen.items())
+    assert any("the CPU is predicted to be quicker" in note for note in chosen[Objective.LATENCY].notes)
+    speeds = {objective: plan.predicted for objective, plan in chosen.items()}
+    assert speeds[Objective.TTFT].ttft_s < speeds[Objective.LATENCY].ttft_s
+
+
+def test_one_core() -> None:
+    plan = make_plan(llama_8b(), budget=ram(8 * GIB), profile=profile(threads=1))
+    assert plan.settings.threads == 1
+
+
+def test_two_gib_of_ram_are_refused_with_the_budget_that_would_do() -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(llama_8b(), budget=Budget(2 * GIB, 0, "--budget", "no GPU"), profile=profile())
+    hint = caught.value.hint or ""
+    enough = int(hint.split("--budget ram=")[1].split("MiB")[0]) * MIB
+    assert make_plan(llama_8b(), budget=ram(enough), profile=profile(), context_tokens=4096)
+
+
+def test_a_plan_is_for_one_machine() -> None:
+    with pytest.raises(ValueError, match="for this machine, by its profile, or for a described"):
+        make_plan(header(), budget=ram(GIB))
+
+
 @st.composite
 def models(draw: st.DrawFn) -> HeaderOnly:
     experts = draw(st.sampled_from([0, 8, 64]))
@@ -216,7 +252,7 @@ def models(draw: st.DrawFn) -> HeaderOnly:
     gpu_bytes=st.none() | st.integers(0, 1 << 37),
     context=st.none() | st.integers(1, 1 << 18),
     threads=st.none() | st.integers(1, 64),
-    cores=st.integers(2, 64),
+    cores=st.integers(1, 64),
 )
 def test_a_plan_never_exceeds_its_budget(
     *,

@@ -1,0 +1,202 @@
+"""A model on a machine as a placement problem: its units, KV caches and classes of experts, each with its options.
+
+Costs are those of `planner.unit_cost` for the step an objective looks at: one token in the middle of the context, a
+chunk of the prompt, or one token of many sequences. Knows nothing about how a problem is solved.
+
+Invariant: buffers that loads from flash need are taken out of the RAM before the problem is stated.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from offload.tiers import Device, Tier
+from planner import unit_cost
+from planner.machine import Machine
+from planner.model_shape import ModelShape, Unit, UnitKind
+from planner.placement import Item, Option, PlacementProblem
+from planner.plan import Objective, Settings
+from planner.schedule import LAYERS_AHEAD
+from planner.unit_cost import Share
+
+EXPERT_CLASSES = 8
+# Popularity of experts by rank r goes as (r + 1) ** -POPULARITY_EXPONENT: assumed, until a trace of the model says.
+POPULARITY_EXPONENT = 0.5
+THROUGHPUT_SEQUENCES = 16  # that advance together when throughput is the objective
+
+Places = frozenset[tuple[Tier, Device]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an item is of a unit: `fraction` of its bytes held, `active` of its active bytes read by `share`."""
+
+    name: str
+    kind: UnitKind
+    layer: int | None
+    fraction: float
+    active: float
+    share: Share
+    routed: bool = False
+
+
+def placement_problem(
+    shape: ModelShape,
+    machine: Machine,
+    settings: Settings,
+    *,
+    objective: Objective,
+    ram_bytes: int,
+    gpu_bytes: int,
+    tiers: Places,
+) -> PlacementProblem:
+    """The problem of `shape` on those pairs of tier and device that `machine` has, within the bytes that are free.
+
+    Flash is offered only where RAM cannot hold all, since nothing computes from it faster.
+    """
+    maker = _Maker(shape, machine, settings, objective)
+    places = {place for place in tiers if machine.gpu is not None or Device.GPU is not place[1]}
+    places = {place for place in places if machine.flash is not None or Tier.FLASH is not place[0]}
+    if maker.held_bytes <= ram_bytes:
+        places = {place for place in places if place[0] is not Tier.FLASH}
+    elif any(tier is Tier.FLASH for tier, _ in places):
+        ram_bytes -= maker.buffer_bytes
+    return PlacementProblem(
+        items=tuple(maker.items(frozenset(places))),
+        ram_bytes=ram_bytes,
+        gpu_bytes=gpu_bytes,
+        handover_s=machine.gpu.handover_s if machine.gpu else 0.0,
+    )
+
+
+def expert_classes(count: int, used: int) -> tuple[tuple[int, float], ...]:
+    """(experts, probability that a token uses each of them) of classes of equal size, most popular first."""
+    weights = [(rank + 1) ** -POPULARITY_EXPONENT for rank in range(count)]
+    scale = used / sum(weights)
+    number = min(EXPERT_CLASSES, count)
+    bounds = [count * index // number for index in range(number + 1)]
+    classes = []
+    for first, end in pairwise(bounds):
+        classes.append((end - first, min(scale * sum(weights[first:end]) / (end - first), 1.0)))
+    return tuple(classes)
+
+
+class _Maker:
+    """Items of one model on one machine, for one objective's step."""
+
+    def __init__(self, shape: ModelShape, machine: Machine, settings: Settings, objective: Objective) -> None:
+        self._shape, self._machine, self._settings = shape, machine, settings
+        self._context = settings.context_tokens
+        chunk = settings.prefill_chunk_tokens
+        self._tokens = {Objective.LATENCY: 1, Objective.TTFT: chunk, Objective.THROUGHPUT: THROUGHPUT_SEQUENCES}[
+            objective
+        ]
+        self._one_sequence = objective is not Objective.THROUGHPUT
+        self._depth = 0 if objective is Objective.TTFT else self._context // 2
+
+    @property
+    def held_bytes(self) -> int:
+        """All weights and the whole KV cache."""
+        return self._shape.num_bytes + self._shape.kv_bytes_per_token * self._context
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What loads from flash arrive in: the layers ahead and the one computed, of experts the active ones."""
+        layers: dict[int | None, int] = {}
+        for unit in self._shape.units:
+            part = unit.active_bytes if unit.kind is UnitKind.EXPERTS else unit.num_bytes
+            layers[unit.layer] = layers.get(unit.layer, 0) + part
+        blocks = [size for layer, size in layers.items() if layer is not None]
+        return (LAYERS_AHEAD + 1) * max(blocks, default=0) + layers.get(None, 0)
+
+    def items(self, places: Places) -> Iterator[Item]:
+        """Every item in the order a token meets them, with its options in the order of tiers and devices."""
+        for unit in self._shape.units:
+            for part in self._parts(unit):
+                options = tuple(self._options(unit, part, places))
+                yield Item(part.name, part.kind, part.layer, options, part.routed)
+            if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
+                yield self._kv(unit.layer, places)
+
+    def _parts(self, unit: Unit) -> Iterator[_Part]:
+        shape, tokens = self._shape, self._tokens
+        if unit.kind is not UnitKind.EXPERTS or not shape.expert_count:
+            needed = 1 if unit.kind is UnitKind.OUTPUT and self._one_sequence else tokens  # one token's logits
+            yield _Part(unit.name, unit.kind, unit.layer, 1.0, 1.0, unit_cost.dense(needed))
+            return
+        count, used = shape.expert_count, max(shape.expert_used_count, 1)
+        for number, (experts, probability) in enumerate(expert_classes(count, used)):
+            name = f"{unit.name}#{number}"
+            share = unit_cost.experts(tokens, probability)
+            yield _Part(name, unit.kind, unit.layer, experts / count, experts / used, share, routed=True)
+
+    def _options(self, unit: Unit, part: _Part, places: Places) -> Iterator[Option]:
+        """Where a part could lie and be computed. `active * share.bytes` of the active bytes are read a step."""
+        held = int(part.fraction * unit.num_bytes)
+        moved = int(part.active * part.share.bytes * unit.active_bytes)
+        for tier, device in _ordered(places):
+            compute_s = self._compute_seconds(unit, part, device)
+            flash_s = self._flash_seconds(unit, moved) if tier is Tier.FLASH else 0.0
+            link_s = self._link_seconds(moved) if device is Device.GPU and tier is not Tier.GPU else 0.0
+            yield Option(
+                tier=tier,
+                device=device,
+                compute_s=compute_s,
+                load_s=flash_s + link_s,
+                load_bytes=moved if flash_s + link_s else 0,
+                ram_bytes=held if tier is Tier.RAM else 0,
+                gpu_bytes=self._gpu_bytes(unit, held, moved, tier) if device is Device.GPU else 0,
+                link_s=link_s if tier is Tier.FLASH else 0.0,
+            )
+
+    @staticmethod
+    def _gpu_bytes(unit: Unit, held: int, moved: int, tier: Tier) -> int:
+        """What a part takes of the GPU's memory: all of it, or a buffer. A tied output head brings its own copy."""
+        if tier is not Tier.GPU:
+            return min(moved, held)
+        return max(held, unit.active_bytes) if unit.kind is UnitKind.OUTPUT else held
+
+    def _kv(self, layer: int, places: Places) -> Item:
+        """A layer's KV cache: attention is computed where it lies."""
+        held = self._shape.kv_bytes_per_layer[layer] * self._context
+        options = tuple(
+            Option(
+                tier,
+                device,
+                self._attention_seconds(layer, device),
+                *(0.0, 0),
+                ram_bytes=held if tier is Tier.RAM else 0,
+                gpu_bytes=held if tier is Tier.GPU else 0,
+            )
+            for tier, device in _ordered(places)
+            if tier.value == device.value or (tier is Tier.RAM and device is Device.CPU)
+        )
+        return Item(f"blk.{layer}.kv", UnitKind.KV, layer, options)
+
+    def _compute_seconds(self, unit: Unit, part: _Part, device: Device) -> float:
+        products = unit.num_matmuls * (part.active if part.routed else 1.0)
+        if device is Device.GPU and self._machine.gpu is not None:
+            num_bytes, weights = part.active * unit.active_bytes, part.active * unit.active_weights
+            return unit_cost.gpu_seconds(self._machine.gpu, num_bytes, weights, part.share, products)
+        active = unit_cost.bytes_by_type(unit, part.active)
+        return unit_cost.cpu_seconds(self._machine.cpu, self._settings.threads, active, part.share, products)
+
+    def _attention_seconds(self, layer: int, device: Device) -> float:
+        machine, step = self._machine, (layer, self._tokens, self._depth)
+        if device is Device.GPU and machine.gpu is not None:
+            return unit_cost.gpu_attention_seconds(machine.gpu, self._shape, *step)
+        return unit_cost.cpu_attention_seconds(machine.cpu, self._settings.threads, self._shape, *step)
+
+    def _flash_seconds(self, unit: Unit, num_bytes: int) -> float:
+        """Reading a step's share of a unit: whole, or expert by expert."""
+        if self._machine.flash is None:
+            return 0.0
+        pieces = max(self._shape.expert_count, 1) if unit.kind is UnitKind.EXPERTS else 1
+        return num_bytes / self._machine.flash.rate(max(unit.num_bytes // pieces, 1))
+
+    def _link_seconds(self, num_bytes: int) -> float:
+        return num_bytes / self._machine.gpu.link_to_bytes_per_s if self._machine.gpu else 0.0
+
+
+def _ordered(places: Places) -> list[tuple[Tier, Device]]:
+    return sorted(places, key=lambda place: (list(Tier).index(place[0]), list(Device).index(place[1])))

@@ -1,0 +1,118 @@
+"""The flags with which llama.cpp comes nearest to a plan: layers and experts on the GPU, KV type, threads, context.
+
+llama.cpp puts the last layers on the GPU (`-ngl`), the output with them once there is one more than the model has, and
+can hold back single tensors by their names (`-ot REGEX=CPU`), the stacked experts of the first layers in short
+(`--n-cpu-moe`). It knows no placement on flash: what lies there stays a mapped file. Knows nothing about how plans are
+made. Source: llama.cpp's `common/arg.cpp` and `src/llama-model.cpp`.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from offload.tiers import Device, Tier
+from planner.model_shape import UnitKind
+from planner.plan import Placement, Plan
+
+KV_TYPES = {"float16": "f16", "float32": "f32"}
+# Tensors of a unit, as llama.cpp matches them: by a regular expression found anywhere in the name. A router, which is
+# small, goes with its layer.
+_TENSORS = {
+    UnitKind.ATTENTION: r"attn_",
+    UnitKind.DENSE_FFN: r"ffn_(up|down|gate)\.",
+    UnitKind.EXPERTS: r"ffn_(up|down|gate|gate_up)_(ch|)exps",
+    UnitKind.SHARED_EXPERT: r"ffn_.*shexp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppFlags:
+    """What llama.cpp is told; `unlike` says where it cannot follow the plan."""
+
+    model: str
+    gpu_layers: int  # the output counts as one, and is the first to go there
+    cpu_expert_layers: int  # the first layers whose experts stay in RAM
+    cpu_tensors: tuple[str, ...]  # regular expressions of further tensors that stay in RAM
+    kv_type: str
+    threads: int
+    context_tokens: int
+    unlike: tuple[str, ...] = ()
+
+    def arguments(self) -> tuple[str, ...]:
+        """The flags with their values, for llama-cli and llama-server alike."""
+        moe = ("--n-cpu-moe", str(self.cpu_expert_layers)) if self.cpu_expert_layers else ()
+        tensors = ("-ot", ",".join(f"{pattern}=CPU" for pattern in self.cpu_tensors)) if self.cpu_tensors else ()
+        kv = ("-ctk", self.kv_type, "-ctv", self.kv_type)
+        numbers = ("-t", str(self.threads), "-c", str(self.context_tokens))
+        return ("-m", self.model, "-ngl", str(self.gpu_layers), *moe, *tensors, *kv, *numbers)
+
+    def line(self) -> str:
+        """One line to paste behind `llama-cli` or `llama-server`, quoted for the shell."""
+        return shlex.join(self.arguments())
+
+
+def llama_cpp_flags(plan: Plan) -> LlamaCppFlags:
+    """The flags nearest to `plan`."""
+    on_gpu = _units_on_gpu(plan.placements)
+    layers = plan.model.block_count
+    first = min((layer for (layer, _), here in on_gpu.items() if here and layer is not None), default=layers)
+    output = on_gpu.get((None, UnitKind.OUTPUT), False)
+    held_back = {
+        (layer, kind): layer >= first and not here
+        for (layer, kind), here in on_gpu.items()
+        if layer is not None and kind in _TENSORS
+    }
+    moe = _first_expert_layers(held_back, first)
+    named = [unit for unit, back in held_back.items() if back and (unit[1] is not UnitKind.EXPERTS or unit[0] >= moe)]
+    patterns = [_pattern(kind, [layer for layer, its in named if its is kind]) for kind in _TENSORS]
+    if first < layers and not output:
+        patterns.append(r"^output\.weight")
+    return LlamaCppFlags(
+        model=plan.model.path,
+        gpu_layers=layers - first + 1 if first < layers else int(output),
+        cpu_expert_layers=moe,
+        cpu_tensors=tuple(pattern for pattern in patterns if pattern),
+        kv_type=KV_TYPES[plan.settings.kv_dtype],
+        threads=plan.settings.threads,
+        context_tokens=plan.settings.context_tokens,
+        unlike=tuple(_unlike(plan.placements, on_gpu)),
+    )
+
+
+def _units_on_gpu(placements: Sequence[Placement]) -> dict[tuple[int | None, UnitKind], bool]:
+    """Whether all of a unit, every class of its experts, lies in GPU memory."""
+    units: dict[tuple[int | None, UnitKind], bool] = {}
+    for placement in placements:
+        key = placement.layer, placement.kind
+        units[key] = units.get(key, True) and placement.tier is Tier.GPU
+    return units
+
+
+def _first_expert_layers(held_back: Mapping[tuple[int, UnitKind], bool], first: int) -> int:
+    """N of `--n-cpu-moe N`: the layers until the first, of those on the GPU, whose experts are there too."""
+    last = -1
+    for (layer, kind), back in sorted(held_back.items()):
+        if kind is UnitKind.EXPERTS and layer >= first:
+            if not back:
+                break
+            last = layer
+    return last + 1
+
+
+def _pattern(kind: UnitKind, layers: Sequence[int]) -> str:
+    """A regular expression of the tensors of `kind` in `layers`; empty without layers."""
+    return rf"blk\.({'|'.join(str(layer) for layer in sorted(layers))})\.{_TENSORS[kind]}" if layers else ""
+
+
+def _unlike(placements: Sequence[Placement], on_gpu: Mapping[tuple[int | None, UnitKind], bool]) -> Iterator[str]:
+    """Where llama.cpp does otherwise, in a line each."""
+    if any(placement.tier is Tier.FLASH for placement in placements):
+        yield "llama.cpp has no placement on flash: what does not fit is paged in from the mapped file"
+    if any(placement.tier is not Tier.GPU and placement.device is Device.GPU for placement in placements):
+        yield "llama.cpp computes on the CPU what it holds in RAM, but for long prompts"
+    if any(p.tier is Tier.GPU and not on_gpu[p.layer, p.kind] for p in placements):
+        yield "llama.cpp holds all experts of a layer in one memory: layers that the plan divides are in RAM"
+    if any(
+        here != on_gpu.get((la, UnitKind.KV), here) for (la, ki), here in on_gpu.items() if ki is UnitKind.ATTENTION
+    ):
+        yield "llama.cpp holds the KV cache of a layer where the layer is"

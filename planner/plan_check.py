@@ -1,0 +1,97 @@
+"""Whether a plan read from a file can be run: hand edits are held against what this version executes, and the model.
+
+Each refusal names the field, what is wrong with it, and what would be right. Knows nothing about how plans are found.
+"""
+
+from offload.errors import PlanError
+from offload.gguf import GGUFFile
+from offload.tiers import Device
+from planner.memory import memory_needs
+from planner.model_shape import ModelShape
+from planner.plan import Plan
+from planner.ways import EXECUTED, held_units
+
+
+def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
+    """This plan; PlanError where it is another model's or machine's, or cannot be carried out as it stands."""
+    plan.checked_for(gguf)
+    if not plan.machine.here:
+        raise PlanError(
+            f"machine: the plan is for {plan.machine.name}; it was planned and simulated, and cannot be run",
+            hint="plan for this machine: leave out --machine",
+        )
+    shape = ModelShape.from_gguf(gguf)
+    _check_way(plan)
+    _check_units(plan, shape)
+    _check_needs(plan, shape)
+    return plan
+
+
+def _check_way(plan: Plan) -> None:
+    """PlanError where loop, device, form and placements are together nothing that this version executes."""
+    settings = plan.settings
+    loops = list(dict.fromkeys(way.loop for way in EXECUTED))
+    if settings.loop not in loops:
+        raise PlanError(f"settings.loop is {settings.loop!r}; it must be one of {', '.join(loops)}")
+    device = Device.CPU if settings.device == "cpu" else Device.GPU
+    ways = [way for way in EXECUTED if (way.loop, way.device) == (settings.loop, device)]
+    if not ways:
+        raise PlanError(f"settings.device is {settings.device!r}; the {settings.loop} loop runs on cpu")
+    forms = [way.form for way in ways]
+    if settings.weights_form not in forms:
+        raise PlanError(
+            f"settings.weights_form is {settings.weights_form.value}; the {settings.loop} loop on {settings.device} "
+            f"takes {' or '.join(forms)}"
+        )
+    for index, placement in enumerate(plan.placements):
+        if (placement.tier, placement.device) != (ways[0].tier, device):
+            raise PlanError(
+                f"placements[{index}]: {placement.unit} is put in {placement.tier.value} and computed on "
+                f"{placement.device.value}; the {settings.loop} loop on {settings.device} holds all of a model in "
+                f"{ways[0].tier.value} and computes it there",
+                hint="other placements are planned and simulated by this version, not executed yet",
+            )
+
+
+def _check_units(plan: Plan, shape: ModelShape) -> None:
+    """PlanError where the placements are not the model's units, or their bytes not those of the settings."""
+    settings = plan.settings
+    units = held_units(shape, settings.weights_form, settings.context_tokens)
+    right = {name: num_bytes for name, _, num_bytes in units}
+    for index, placement in enumerate(plan.placements):
+        where = f"placements[{index}]"
+        if placement.unit not in right:
+            raise PlanError(f"{where}.unit: the model has no unit {placement.unit!r}")
+        if placement.num_bytes != right[placement.unit]:
+            raise PlanError(
+                f"{where}.num_bytes of {placement.unit} is {placement.num_bytes}; with weights "
+                f"{settings.weights_form.value} and {settings.context_tokens} tokens of context it is "
+                f"{right[placement.unit]}",
+                hint=f"plan again with `strata plan -c {settings.context_tokens}`",
+            )
+    if missing := sorted(right.keys() - {placement.unit for placement in plan.placements}):
+        raise PlanError(
+            f"placements: {missing[0]} is missing; every unit of the model must be placed",
+            hint="plan again with `strata plan`",
+        )
+
+
+def _check_needs(plan: Plan, shape: ModelShape) -> None:
+    """PlanError where the settings take more memory than the plan says."""
+    settings = plan.settings
+    right = memory_needs(
+        shape,
+        plan.budget,
+        Device.CPU if settings.device == "cpu" else Device.GPU,
+        settings.weights_form,
+        context_tokens=settings.context_tokens,
+        chunk_tokens=settings.prefill_chunk_tokens,
+    )
+    for name, said, needed in (("ram", plan.needs.ram, right.ram), ("gpu", plan.needs.gpu, right.gpu)):
+        if said.peak_bytes < needed.peak_bytes:
+            raise PlanError(
+                f"needs.{name} adds up to {said.peak_bytes} bytes; with prefill_chunk_tokens "
+                f"{settings.prefill_chunk_tokens} and context_tokens {settings.context_tokens} it is "
+                f"{needed.peak_bytes}",
+                hint=f"plan again with `strata plan -c {settings.context_tokens}`",
+            )

@@ -1,0 +1,110 @@
+"""How long one unit takes on a device of a machine, for a step of any number of tokens.
+
+Products from the machine's kernel points, by quant type and columns; attention from the bytes and scores of the KV
+cache; fixed costs per operation. Knows nothing about placements. Times are seconds, sizes bytes.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from planner.machine import Cpu, Gpu, KernelPoint
+from planner.model_shape import ModelShape, Unit
+
+UNIT_ROWS = 6  # operations of a program that a unit takes, beside its products
+UNIT_LAUNCHES = 6  # kernels of the GPU
+# Calibrated on whole runs with one and two threads of an AMD EPYC (family 26): the 1B shape in Q4_0 behind 512 and 4096
+# tokens, OLMoE's in Q4_0 behind 512 and 2048.
+PRODUCT_S = 5e-6  # until a product that comes from RAM is read at full speed
+PRODUCT_BYTES = 1 << 18  # smaller matrices come from caches, and more quickly than measured
+COLUMNS_SHARE = 0.8  # of the rate of products of many tokens, with what lies between them
+CACHE_READ_SHARE = 0.6  # of RAM bandwidth that attention reads a KV cache with
+SCORE_FLOPS = 100  # one attention score: its two products over a head, and the softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a step's tokens use of a unit: the share of its bytes, and the tokens that meet each of them."""
+
+    bytes: float
+    tokens: float
+
+
+def dense(tokens: int) -> Share:
+    """All of the unit, by all tokens."""
+    return Share(1.0, tokens)
+
+
+def experts(tokens: int, probability: float) -> Share:
+    """Experts that a token uses with `probability` each: those that any token uses, and the tokens of each of them."""
+    touched = 1 - (1 - probability) ** tokens
+    return Share(touched, tokens * probability / touched if touched else 0.0)
+
+
+def cpu_seconds(cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], share: Share, products: float) -> float:
+    """Products of matrices of these bytes; `products` of them, each a row of the program."""
+    seconds = sum(
+        num_bytes * share.bytes * _seconds_per_byte(_points(cpu, name, threads), share.tokens)
+        for name, num_bytes in num_bytes_by_type.items()
+    )
+    if share.tokens > 1:
+        seconds /= COLUMNS_SHARE
+    large = share.bytes * sum(num_bytes_by_type.values()) > PRODUCT_BYTES * max(products, 1)
+    product_s = PRODUCT_S if large else cpu.operation_s
+    return seconds + UNIT_ROWS * cpu.operation_s + products * product_s
+
+
+def gpu_seconds(gpu: Gpu, num_bytes: float, num_weights: float, share: Share, products: float) -> float:
+    """The same on the GPU: reading, or multiplying where there are many tokens."""
+    reading = num_bytes * share.bytes / gpu.read_bytes_per_s
+    multiplying = 2 * num_weights * share.bytes * share.tokens / gpu.flops_per_s
+    return max(reading, multiplying) + gpu.launch_s * (UNIT_LAUNCHES + products)
+
+
+def cpu_attention_seconds(cpu: Cpu, threads: int, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
+    """Attention of `tokens` tokens behind `depth` others over a layer's cache in RAM."""
+    flops_per_s = cpu.flops_per_s * min(threads / cpu.threads, 1.0)
+    scores = SCORE_FLOPS * _scores(shape, tokens, depth) / flops_per_s
+    reading = _cache_bytes(shape, layer, tokens, depth) / (CACHE_READ_SHARE * read_rate(cpu, threads))
+    return max(reading, scores) + cpu.operation_s
+
+
+def gpu_attention_seconds(gpu: Gpu, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
+    """The same over a cache in the GPU's memory."""
+    scores = SCORE_FLOPS * _scores(shape, tokens, depth) / gpu.flops_per_s
+    return max(_cache_bytes(shape, layer, tokens, depth) / gpu.read_bytes_per_s, scores) + gpu.launch_s
+
+
+def read_rate(cpu: Cpu, threads: int) -> float:
+    """RAM bandwidth at the most threads measured that are not more than `threads`."""
+    return next((point.bytes_per_s for point in reversed(cpu.read) if point.at <= threads), cpu.read[0].bytes_per_s)
+
+
+def _cache_bytes(shape: ModelShape, layer: int, tokens: int, depth: int) -> int:
+    return shape.kv_bytes_per_layer[layer] * (depth + tokens)
+
+
+def _scores(shape: ModelShape, tokens: int, depth: int) -> float:
+    return shape.head_count * tokens * (depth + (tokens + 1) / 2)
+
+
+def bytes_by_type(unit: Unit, scale: float) -> dict[str, float]:
+    """A unit's active bytes by quant type, times `scale`."""
+    return {name: scale * num_bytes for name, num_bytes in unit.active_bytes_by_type}
+
+
+def _points(cpu: Cpu, name: str, threads: int) -> list[KernelPoint]:
+    """Points of a type at the nearest thread count that is not above `threads`, by columns; of F32 for other types."""
+    points = cpu.kernels.get(name) or cpu.kernels["F32"]
+    counts = {point.threads for point in points}
+    nearest = max((count for count in counts if count <= threads), default=min(counts))
+    return sorted((point for point in points if point.threads == nearest), key=lambda point: point.columns)
+
+
+def _seconds_per_byte(points: list[KernelPoint], columns: float) -> float:
+    """Between two points in proportion, beyond the last as many times as long as there are columns."""
+    for low, high in pairwise(points):
+        if columns < high.columns:
+            share = max(columns - low.columns, 0.0) / (high.columns - low.columns)
+            return (1 - share) / low.bytes_per_s + share / high.bytes_per_s
+    last = points[-1]
+    return max(columns / last.columns, 1.0) / last.bytes_per_s

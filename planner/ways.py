@@ -1,0 +1,132 @@
+"""What this version executes: loops on devices, each holding all of a model in one memory, and how a model fits there.
+
+Knows nothing about speed. Anything else than these ways is planned and simulated, not run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from offload.errors import RequestError
+from offload.tiers import Device, Tier
+from planner.budget import Budget
+from planner.memory import FLOAT32_BYTES, fits, memory_needs
+from planner.model_shape import ModelShape, UnitKind
+from planner.plan import Needs, Placement, WeightsForm
+
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_PROMPT_TOKENS = 128
+PREFILL_CHUNK_TOKENS = 512
+MIN_CHUNK_TOKENS = 32
+AUTO, PROGRAM, SEQUENTIAL, LLAMA_CPP = "auto", "program", "sequential", "llama.cpp"
+_CONTEXT_STEP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A loop on a device, and the form it holds weights in."""
+
+    loop: str
+    device: Device
+    form: WeightsForm
+
+    @property
+    def tier(self) -> Tier:
+        """The memory that holds everything."""
+        return Tier.GPU if self.device is Device.GPU else Tier.RAM
+
+
+# Of each device the quickest way first, the one that needs least RAM last.
+EXECUTED = (
+    Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
+    Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
+    Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
+    Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
+    Way(LLAMA_CPP, Device.GPU, WeightsForm.PACKED),
+    Way(LLAMA_CPP, Device.CPU, WeightsForm.PACKED),
+)
+# What may be asked for, and how it can be done.
+WAYS: Mapping[str, tuple[Way, ...]] = {
+    AUTO: EXECUTED[:2],
+    **{loop: tuple(way for way in EXECUTED if way.loop == loop) for loop in (PROGRAM, SEQUENTIAL, LLAMA_CPP)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A way to hold a model that fits, with what it needs."""
+
+    way: Way
+    context_tokens: int
+    chunk_tokens: int
+    needs: Needs
+
+
+def ways_for(loop: str, *, has_gpu: bool) -> tuple[Way, ...]:
+    """How `loop` can be run with the devices there are; RequestError for a loop that is none."""
+    if loop not in WAYS:
+        raise RequestError(f"there is no loop {loop!r}", hint=f"choose one of {', '.join(WAYS)}")
+    return tuple(way for way in WAYS[loop] if way.device is Device.CPU or has_gpu)
+
+
+def fitting(shape: ModelShape, budget: Budget, ways: Sequence[Way], context_tokens: int | None) -> tuple[Fit, ...]:
+    """The first of `ways` that fits on each device; a context of None is chosen, and cut where memory is short."""
+    wanted = context_tokens or default_context(shape)
+    found: dict[Device, Fit] = {}
+    for way in ways:
+        if way.device not in found and (fit := fit_way(shape, budget, way, wanted)) is not None:
+            found[way.device] = fit
+    if not found and context_tokens is None and (shorter := longest_context(shape, budget, ways[-1], wanted)):
+        return (shorter,)
+    return tuple(found.values())
+
+
+def default_context(shape: ModelShape) -> int:
+    """The context where none is asked for: the trained one, at most 4096 tokens."""
+    return min(shape.context_length, DEFAULT_CONTEXT_TOKENS)
+
+
+def fit_way(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
+    """This way of holding the model with the largest prefill chunk that fits."""
+    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
+    while True:
+        needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
+        if fits(needs, budget):
+            return Fit(way, context_tokens, chunk, needs)
+        if chunk <= MIN_CHUNK_TOKENS:
+            return None
+        chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
+
+
+def longest_context(shape: ModelShape, budget: Budget, way: Way, below: int) -> Fit | None:
+    """The longest context of at most `below` tokens that fits in this way, in steps of 64."""
+    best, low, high = None, 1, below // _CONTEXT_STEP
+    while low <= high:
+        middle = (low + high) // 2
+        fit = fit_way(shape, budget, way, middle * _CONTEXT_STEP)
+        if fit is None:
+            high = middle - 1
+        else:
+            best, low = fit, middle + 1
+    return best
+
+
+def held_units(shape: ModelShape, form: WeightsForm, context_tokens: int) -> Iterator[tuple[str, UnitKind, int]]:
+    """(name, kind, bytes in `form`) of every unit and each layer's KV cache, in the order a token meets them."""
+    for unit in shape.units:
+        yield unit.name, unit.kind, FLOAT32_BYTES * unit.num_weights if form is WeightsForm.FLOAT32 else unit.num_bytes
+        if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
+            yield f"blk.{unit.layer}.kv", UnitKind.KV, shape.kv_bytes_per_layer[unit.layer] * context_tokens
+
+
+def placements(shape: ModelShape, fit: Fit) -> tuple[Placement, ...]:
+    """Every unit, and the KV cache of every layer, where `fit` holds and computes them."""
+    return tuple(
+        Placement(name, kind, layer_of(name), num_bytes, fit.way.tier, fit.way.device)
+        for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens)
+    )
+
+
+def layer_of(unit: str) -> int | None:
+    """The layer in a unit's name, None outside the blocks."""
+    words = unit.split(".")
+    return int(words[1]) if words[0] == "blk" else None
