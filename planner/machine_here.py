@@ -4,7 +4,7 @@ Knows nothing about how a profile is measured.
 """
 
 import shutil
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from offload.flash_probe import filesystem_key
@@ -21,16 +21,15 @@ HANDOVER_S = 2e-5
 
 def cpu_here(profile: Profile) -> Cpu:
     """The CPU of `profile`; kernels that were not measured are derived from its other rates."""
-    return with_kernels(
-        Cpu(
-            name=profile.cpu_name,
-            threads=profile.threads,
-            read=profile.read,
-            flops_per_s=profile.matmul_flops_per_s,
-            operation_s=OPERATION_S,
-            kernels=profile.kernels,
-        )
+    cpu = Cpu(
+        name=profile.cpu_name,
+        threads=profile.threads,
+        read=profile.read,
+        flops_per_s=profile.matmul_flops_per_s,
+        operation_s=OPERATION_S,
+        kernels=profile.kernels,
     )
+    return replace(cpu, kernels={**with_kernels(cpu).kernels, **profile.kernels})
 
 
 def gpu_here(profile: Profile, memory_bytes: int = 0) -> Gpu | None:

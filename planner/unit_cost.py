@@ -17,7 +17,7 @@ UNIT_LAUNCHES = 6  # kernels of the GPU
 PRODUCT_S = 5e-6  # until a product that comes from RAM is read at full speed
 PRODUCT_BYTES = 1 << 18  # smaller matrices come from caches, and more quickly than measured
 COLUMNS_SHARE = 0.8  # of the rate of products of many tokens, with what lies between them
-CACHE_READ_SHARE = 0.6  # of RAM bandwidth that attention reads a KV cache with
+CACHE_READ_SHARE = 0.75  # of RAM bandwidth that attention reads a KV cache with
 SCORE_FLOPS = 100  # one attention score: its two products over a head, and the softmax
 
 
