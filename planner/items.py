@@ -174,12 +174,13 @@ class _Maker:
         return Item(f"blk.{layer}.kv", UnitKind.KV, layer, options)
 
     def _compute_seconds(self, unit: Unit, part: _Part, device: Device) -> float:
-        products = unit.num_matmuls * (part.active if part.routed else 1.0)
+        products = unit.num_matmuls * (part.active * part.share.bytes if part.routed else 1.0)
+        step = (part.share, products)
         if device is Device.GPU and self._machine.gpu is not None:
             num_bytes, weights = part.active * unit.active_bytes, part.active * unit.active_weights
-            return unit_cost.gpu_seconds(self._machine.gpu, num_bytes, weights, part.share, products)
+            return unit_cost.gpu_seconds(self._machine.gpu, num_bytes, weights, *step, part=part.fraction)
         active = unit_cost.bytes_by_type(unit, part.active)
-        return unit_cost.cpu_seconds(self._machine.cpu, self._settings.threads, active, part.share, products)
+        return unit_cost.cpu_seconds(self._machine.cpu, self._settings.threads, active, *step, part=part.fraction)
 
     def _attention_seconds(self, layer: int, device: Device) -> float:
         machine, step = self._machine, (layer, self._tokens, self._depth)

@@ -40,8 +40,10 @@ def experts(tokens: int, probability: float) -> Share:
     return Share(touched, tokens * probability / touched if touched else 0.0)
 
 
-def cpu_seconds(cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], share: Share, products: float) -> float:
-    """Products of matrices of these bytes; `products` of them, each a row of the program."""
+def cpu_seconds(
+    cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], share: Share, products: float, *, part: float = 1.0
+) -> float:
+    """Products of matrices of these bytes, `products` in number; `part` of what a unit costs beside them."""
     seconds = sum(
         num_bytes * share.bytes * _seconds_per_byte(_points(cpu, name, threads), share.tokens)
         for name, num_bytes in num_bytes_by_type.items()
@@ -50,14 +52,16 @@ def cpu_seconds(cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], sha
         seconds /= COLUMNS_SHARE
     large = share.bytes * sum(num_bytes_by_type.values()) > PRODUCT_BYTES * max(products, 1)
     product_s = PRODUCT_S if large else cpu.operation_s
-    return seconds + UNIT_ROWS * cpu.operation_s + products * product_s
+    return seconds + part * UNIT_ROWS * cpu.operation_s + products * product_s
 
 
-def gpu_seconds(gpu: Gpu, num_bytes: float, num_weights: float, share: Share, products: float) -> float:
+def gpu_seconds(
+    gpu: Gpu, num_bytes: float, num_weights: float, share: Share, products: float, *, part: float = 1.0
+) -> float:
     """The same on the GPU: reading, or multiplying where there are many tokens."""
     reading = num_bytes * share.bytes / gpu.read_bytes_per_s
     multiplying = 2 * num_weights * share.bytes * share.tokens / gpu.flops_per_s
-    return max(reading, multiplying) + gpu.launch_s * (UNIT_LAUNCHES + products)
+    return max(reading, multiplying) + gpu.launch_s * (part * UNIT_LAUNCHES + products)
 
 
 def cpu_attention_seconds(cpu: Cpu, threads: int, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
