@@ -7,12 +7,16 @@ entries after the last. The work is done by the operations of `matmul` and `acti
 addresses moved. Knows nothing about routing or what experts compute.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from cpu_kernels.activations import ActivationBuffer, quantize_row
+from cpu_kernels.expert_slots import COUNTER, PLACE_BYTES, TARGET, ExpertSlots, await_part
 from cpu_kernels.formats import PanelFormat
 from cpu_kernels.isa import ISA
 from cpu_kernels.matmul import matmul_row
@@ -90,9 +94,69 @@ def expert_matmul_row(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Experts that lie in slots: their tables, and the layer and part that a product reads."""
+
+    slots: ExpertSlots
+    layer: int
+    part: int
+    status: int  # `Program.status_address`
+
+
+def streamed_matmul_row(
+    form: PanelFormat,
+    panels: int,
+    streamed: Streamed,
+    rows: int,
+    activations: ActivationBuffer,
+    *,
+    out: Matrix,
+    segments: int,
+    most: Field,
+) -> Row:
+    """`expert_matmul_row` for experts in slots, `panels` in the first slot; waits for each expert's part to arrive."""
+    slots = streamed.slots
+    row = expert_matmul_row(form, panels, 0, rows, activations, out=out, segments=segments, most=most)
+    waiting = _waiting(streamed)
+    places = slots.places(streamed.layer, streamed.part)
+    return replace(
+        row,
+        name=f"streamed_{form.name}",
+        function=_STREAMED_MATMUL.address_for(form.isa),
+        args=(*row.args, places, int(waiting.ctypes.data), await_part.address),
+        keep=(*row.keep, waiting, slots),
+    )
+
+
+def slot_matmul_row(row: Row, streamed: Streamed, tokens: Field, *, isa: ISA) -> Row:
+    """A row of `matmul` for a matrix that comes and goes as its layer's only expert, `row` being for the first slot.
+
+    Waits for the matrix's part to arrive. `tokens`: columns of the product, whatever those of `row` are.
+    """
+    slots = streamed.slots
+    template, keep = _template(row)
+    waiting = _waiting(streamed)
+    places = slots.places(streamed.layer, streamed.part)
+    return replace(
+        row,
+        name=f"slot_{row.name}",
+        function=_SLOT_MATMUL.address_for(isa),
+        args=(template, _address(row), tokens, places, int(waiting.ctypes.data), await_part.address),
+        keep=(keep, *row.keep, waiting, slots),
+    )
+
+
 def scale_slots_row(x: Matrix, scales: int, segments: int, most: Field, *, isa: ISA | None = None) -> Row:
     """x[slot] *= scales[expert of the slot]; `scales`: address of a float32 an expert."""
     return Row("scale_slots", _SCALE.address_for(isa), most, (x.address, x.stride_bytes, x.columns, scales, segments))
+
+
+def _waiting(streamed: Streamed) -> NDArray[np.int64]:
+    """The arguments of `await_part`, those of a place left out."""
+    arguments = aligned_int64(MAX_ARGUMENTS)
+    arguments[:2] = streamed.slots.settings_address, streamed.status
+    return arguments
 
 
 def _template(row: Row) -> tuple[int, object]:
@@ -175,17 +239,44 @@ def _trace_quantize(k: Kernel) -> None:
 
 
 def _trace_matmul(k: Kernel) -> None:
-    """Items: row groups, segment after segment."""
-    template, function, segments, groups, expert_bytes, out_stride, column_bytes = (k.arg(index) for index in range(7))
+    expert_bytes = k.arg(4)
+    _each_segment(k, lambda expert: expert * expert_bytes)
+
+
+def _trace_streamed_matmul(k: Kernel) -> None:
+    places, template, function = (k.arg(index) for index in range(7, 10))
+    wait = _Call(k, template, function)
+    _each_segment(k, lambda expert: _distance_once_there(k, wait, places + expert * PLACE_BYTES))
+
+
+def _trace_slot_matmul(k: Kernel) -> None:
+    template, function, tokens, place, waiting, await_function = (k.arg(index) for index in range(6))
+    call, wait = _Call(k, template, function), _Call(k, waiting, await_function)
+    call.move(_MATMUL_PANELS, _distance_once_there(k, wait, place))
+    call.set(_MATMUL_TOKENS, tokens)
+    call.call(k.begin, k.end)
+
+
+def _distance_once_there(k: Kernel, wait: "_Call", place: Value) -> Value:
+    """Bytes from the first slot to the one of the expert at this place of the table, once its part has arrived."""
+    wait.set(2, k.load(I64, place + COUNTER))
+    wait.set(3, k.load(I64, place + TARGET))
+    wait.call(k.int64(0), k.int64(1))
+    return k.load(I64, place)
+
+
+def _each_segment(k: Kernel, distance: Callable[[Value], Value]) -> None:
+    """Products of all segments' experts, whose panels lie so far behind the first. Items: row groups, in order."""
+    template, function, segments, groups, _, out_stride, column_bytes = (k.arg(index) for index in range(7))
     call = _Call(k, template, function)
     with k.loop(k.begin // groups, (k.end + (groups - 1)) // groups) as segment:
         expert, first_slot, count, first_column = _entry(k, segments, segment)
-        call.move(_MATMUL_PANELS, expert * expert_bytes)
         call.move(_MATMUL_ACTIVATIONS, first_column * column_bytes)
         call.move(_MATMUL_OUT, first_slot * out_stride)
         call.set(_MATMUL_TOKENS, count)
         first = segment * groups
         with k.when(count > 0):
+            call.move(_MATMUL_PANELS, distance(expert))
             call.call(k.maximum(k.begin - first, k.int64(0)), k.minimum(k.end - first, groups))
 
 
@@ -206,4 +297,6 @@ def _trace_scale(k: Kernel) -> None:
 
 _QUANTIZE = TracedOperation("quantize_slots", _trace_quantize)
 _MATMUL = TracedOperation("expert_matmul", _trace_matmul)
+_STREAMED_MATMUL = TracedOperation("streamed_matmul", _trace_streamed_matmul)
+_SLOT_MATMUL = TracedOperation("slot_matmul", _trace_slot_matmul)
 _SCALE = TracedOperation("scale_slots", _trace_scale)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-I32, I64, F32, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
+I32, I64, F32, F64, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType(), ir.PointerType()
 OPERATION_SIGNATURE = "void(CPointer(int64), int64, int64)"
 
 # numba's own type says what an intrinsic's maker is given, not what its callers give
@@ -131,6 +131,18 @@ def float_at(_context: Any, address: Any) -> Any:
 def set_float(_context: Any, address: Any, value: Any) -> Any:
     """Stores a float32."""
     return _lowered(types.void, (types.int64, types.float32), lambda b, a, x: b.store(x, pointer(b, a), align=4))
+
+
+@intrinsic
+def add_double(_context: Any, address: Any, amount: Any) -> Any:
+    """Adds an int64 to the float64 at an address."""
+
+    def emit(b: Any, address: Any, amount: Any) -> Any:
+        place = pointer(b, address)
+        total = b.fadd(b.load(place, align=8, typ=F64), b.sitofp(amount, F64))
+        return b.store(total, place, align=8)
+
+    return _lowered(types.void, (types.int64, types.int64), emit)
 
 
 @intrinsic

@@ -156,6 +156,10 @@ class Program:
         self._flat.clear()
         return index
 
+    def keep(self, value: object) -> None:
+        """Keeps an object whose memory rows point to as long as the program is there."""
+        self._keep.append(value)
+
     def add_call(self, name: str, call: Callable[[], None]) -> int:
         """Appends a row that calls Python from whichever thread gets it; what it raises ends the run and is raised."""
 

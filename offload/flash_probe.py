@@ -1,11 +1,10 @@
 """How fast a drive reads, by size of a read, reads at a time, and with or without the page cache.
 
 Reads a file that is there, or one written for it, in places that are drawn by chance, from several threads into
-page-aligned memory. Buffered reads start cold: the file's pages are dropped from the cache before. Knows nothing about
+huge pages. Buffered reads start cold: the file's pages are dropped from the cache before. Knows nothing about
 models; file systems without `O_DIRECT` give buffered figures alone.
 """
 
-import mmap
 import os
 import random
 import tempfile
@@ -16,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.memory import read_buffer
+
 SIZES = (16 << 10, 128 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 4, 16)
 LEAST_FILE_BYTES = 64 << 20
 PROBE_FILE_BYTES = 512 << 20
 SECONDS_A_POINT = 0.25
-_BLOCK = 4096
 _WRITE_BYTES = 8 << 20
 
 
@@ -112,11 +112,11 @@ def _rate(descriptor: int, size: int, depth: int, seconds: float) -> float:
 
     def read(first: int) -> int:
         done = 0
-        with mmap.mmap(-1, max(size, _BLOCK)) as memory, memoryview(memory)[:size] as buffer:
-            for place in order[first::depth]:
-                done += os.preadv(descriptor, [buffer], place * size)
-                if time.perf_counter() - started > seconds:
-                    break
+        buffer = read_buffer(size).data[:size]
+        for place in order[first::depth]:
+            done += os.preadv(descriptor, [buffer], place * size)
+            if time.perf_counter() - started > seconds:
+                break
         return done
 
     with ThreadPoolExecutor(depth, "strata-probe") as pool:

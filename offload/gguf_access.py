@@ -7,7 +7,6 @@ the caller's bounds, a float that is not finite, or a text that is not UTF-8 (st
 import math
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from offload.errors import ModelFormatError
 from offload.gguf_values import Metadata, MetadataValue, StringArray
+from offload.source import FileName
 
 
 class _Required(Enum):
@@ -29,7 +29,7 @@ D = TypeVar("D")
 class MetadataAccess:
     """Mixin of what holds `metadata` read from `path`. A `default` is returned as it is where the key is missing."""
 
-    path: Path
+    path: FileName
     metadata: Metadata
 
     def _wrong(self, key: str, problem: str) -> ModelFormatError:

@@ -7,12 +7,10 @@ and length in the file: the bytes that remain in the file, and `MAX_HEADER_BYTES
 
 import struct
 from array import array
-from pathlib import Path
 
 import numpy as np
 
 from offload.errors import ModelFormatError
-from offload.gguf_source import ByteSource
 from offload.gguf_values import (
     ARRAY,
     BOOL,
@@ -24,6 +22,7 @@ from offload.gguf_values import (
     Text,
     decode_text,
 )
+from offload.source import FileName, Source
 
 MAX_HEADER_BYTES = 64 << 20  # 128k tokens with scores and 280k merges take 10.5 MB
 MAX_STRINGS = 1 << 21  # in all arrays together
@@ -39,7 +38,7 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 class HeaderCursor:
     """Reads a header front to back; `position` is the byte that comes next."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._window: bytes | bytearray = b""
         self._window_start = 0
@@ -48,7 +47,7 @@ class HeaderCursor:
         self.position = 0
 
     @property
-    def path(self) -> Path:
+    def path(self) -> FileName:
         """The file, for messages."""
         return self._source.path
 

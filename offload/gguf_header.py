@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from cpu_kernels.quant_types import QUANT_TYPES, unknown_quant_type
 from offload.errors import ModelFormatError
 from offload.gguf_cursor import HeaderCursor
-from offload.gguf_source import ByteSource
 from offload.gguf_tensors import MAX_DIMENSIONS, TensorEntry, TensorInfo, check_entry, lay_out
 from offload.gguf_values import UINT32, Metadata, MetadataValue, Text
+from offload.source import Source
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -52,8 +52,8 @@ class GGUFHeader:
     data_start: int
 
 
-def read_header(source: ByteSource, shard: int) -> GGUFHeader:
-    """Parses the header; ModelFormatError names the byte at fault, FlashError a drive that fails."""
+def read_header(source: Source, shard: int) -> GGUFHeader:
+    """Parses the header; ModelFormatError names the byte at fault, FlashError a drive or server that fails."""
     cursor = HeaderCursor(source)
     version = _read_version(cursor)
     num_tensors = _read_count(cursor, "tensors", LEAST_TENSOR_BYTES, MAX_TENSORS)

@@ -82,6 +82,11 @@ class ByteSource:
         self._finalizer()
 
     @property
+    def identity(self) -> tuple[int, int, int, int]:
+        """(device, inode, size, modification time in ns) at opening."""
+        return self._identity
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return not self._finalizer.alive

@@ -8,10 +8,10 @@ it returns lie inside the data section and belong to no other.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cpu_kernels.quant_types import QuantType
 from offload.errors import ModelFormatError, UnsupportedModelError
+from offload.source import FileName
 
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 2**63 - 1
@@ -73,7 +73,7 @@ def needed_bytes(entry: TensorEntry) -> int:
     return math.prod(entry.shape) // quant_type.block_size * quant_type.block_bytes
 
 
-def check_entry(path: Path, entry: TensorEntry, alignment: int) -> None:
+def check_entry(path: FileName, entry: TensorEntry, alignment: int) -> None:
     """ModelFormatError if the line cannot be true by itself: too many weights, a cut block, a misaligned offset."""
     where = f"{path}: tensor {entry.name!r} (table entry at byte {entry.position})"
     elements = math.prod(size for size in entry.shape if size)  # a zero must not hide an absurd dimension
@@ -90,7 +90,7 @@ def check_entry(path: Path, entry: TensorEntry, alignment: int) -> None:
 
 
 def lay_out(
-    path: Path, shard: int, entries: Sequence[TensorEntry], data_start: int, file_size: int
+    path: FileName, shard: int, entries: Sequence[TensorEntry], data_start: int, file_size: int
 ) -> dict[str, TensorInfo]:
     """Absolute regions in the order of the table; ModelFormatError if one leaves the file or runs into another.
 
@@ -130,7 +130,7 @@ def _broken(message: str) -> ModelFormatError:
     return ModelFormatError(message, hint="the file is damaged or was written by a broken tool: download it again")
 
 
-def _cut(path: Path, entry: TensorEntry, start: int, size: int, file_size: int) -> ModelFormatError:
+def _cut(path: FileName, entry: TensorEntry, start: int, size: int, file_size: int) -> ModelFormatError:
     return ModelFormatError(
         f"{path}: tensor {entry.name!r} ({entry.quant_type.name}) needs bytes {start} to {start + size}, "
         f"but the file ends at byte {file_size}",
@@ -138,7 +138,7 @@ def _cut(path: Path, entry: TensorEntry, start: int, size: int, file_size: int) 
     )
 
 
-def _overlap(path: Path, entry: TensorEntry, following: TensorEntry, size: int) -> ModelFormatError:
+def _overlap(path: FileName, entry: TensorEntry, following: TensorEntry, size: int) -> ModelFormatError:
     return ModelFormatError(
         f"{path}: tensor {entry.name!r} ({entry.quant_type.name}, {'x'.join(map(str, entry.shape))}) needs {size} "
         f"bytes at data offset {entry.offset}, but tensor {following.name!r} begins "

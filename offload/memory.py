@@ -6,6 +6,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+HUGE_PAGE_BYTES = 2 << 20
+
 
 def reserved_bytes(num_bytes: int, *, huge_pages: bool) -> NDArray[np.uint8]:
     """Zeroed memory that begins on a page; a page takes RAM when it is first written.
@@ -22,3 +24,17 @@ def reserved_bytes(num_bytes: int, *, huge_pages: bool) -> NDArray[np.uint8]:
     if advice is not None:
         memory.madvise(advice)
     return np.frombuffer(memory, np.uint8)
+
+
+def read_buffer(num_bytes: int) -> NDArray[np.uint8]:
+    """Memory for reads past the page cache, in huge pages of its own where the system has them, all taken at once.
+
+    A drive is told of every page: direct reads of 2 MiB, four at a time, came at 3.7 to 4.2 GB/s into huge pages and at
+    1.3 GB/s into small ones (virtio disk, two Zen 5 cores).
+    """
+    size = -(-num_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    memory = reserved_bytes(size + HUGE_PAGE_BYTES, huge_pages=True)
+    start = -memory.ctypes.data % HUGE_PAGE_BYTES
+    buffer = memory[start : start + size]
+    buffer[::4096] = 0  # a read into pages that were never written would take small ones
+    return buffer

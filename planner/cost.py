@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from planner import unit_cost
+from planner import streamed, unit_cost
 from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.plan import Bottleneck, Measurement, Needs, Plan, PlannedModel, Prediction, Settings, WeightsForm
 from planner.profile import Profile, load_or_measure, record_observation
+from planner.streamed import Streaming
 
 # Calls into the tensor library, counted in the sequential loop: of each part, each norm or bias in it, each product.
 PART_OPERATIONS = {
@@ -58,12 +59,12 @@ class _Rates:
 
 
 def decode_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int
+    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int, streaming: Streaming | None = None
 ) -> Mapping[Bottleneck, float]:
     """Seconds of one decode step behind `kv_tokens` tokens, by the resource that takes them; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_decode_seconds(shape, profile, settings, kv_tokens)
+        return _packed_decode_seconds(shape, profile, settings, kv_tokens, streaming)
     units = [unit for unit in shape.units if unit.kind is not UnitKind.EMBEDDING]
     products = FLOAT32_BYTES * sum(unit.active_weights for unit in units) / rates.matvec_bytes_per_s
     kv = KV_READS * shape.kv_bytes_per_token * kv_tokens / rates.read_bytes_per_s
@@ -77,11 +78,13 @@ def decode_seconds(
     return seconds
 
 
-def prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int) -> float:
+def prefill_seconds(
+    shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int, streaming: Streaming | None = None
+) -> float:
     """Seconds until the logits behind a prompt of `prompt_tokens` tokens are there; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens)
+        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens, streaming)
     blocks = [unit for unit in shape.units if unit.layer is not None]
     ends = [unit for unit in shape.units if unit.layer is None]
     seconds = FIRST_STEP_S
@@ -102,21 +105,28 @@ def prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, pro
 
 
 def _packed_decode_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int
+    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int, streaming: Streaming | None
 ) -> Mapping[Bottleneck, float]:
     """The same for weights multiplied as they are in the file: one token behind `kv_tokens` others."""
     seconds = _packed_step_seconds(shape, profile, settings, 1, kv_tokens)
+    if streaming is not None:
+        return streamed.step_seconds(shape, seconds, streaming, settings, 1)
     overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
     bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
     return {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
 
 
-def _packed_prefill_seconds(shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int) -> float:
+def _packed_prefill_seconds(
+    shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int, streaming: Streaming | None
+) -> float:
     """The same for a prompt, chunk by chunk."""
     seconds = PACKED_FIRST_STEP_S
     for start in range(0, prompt_tokens, settings.prefill_chunk_tokens):
         tokens = min(settings.prefill_chunk_tokens, prompt_tokens - start)
-        seconds += _packed_step_seconds(shape, profile, settings, tokens, start)
+        step = _packed_step_seconds(shape, profile, settings, tokens, start)
+        if streaming is not None:
+            step = sum(streamed.step_seconds(shape, step, streaming, settings, tokens).values())
+        seconds += step
     return seconds
 
 
@@ -154,14 +164,15 @@ def predict(
     settings: Settings,
     needs: Needs,
     prompt_tokens: int,
+    streaming: Streaming | None = None,
 ) -> Prediction:
     """What a plan promises for a prompt of `prompt_tokens` and an answer of 128 tokens, corrected by earlier runs."""
     answer_tokens = min(ANSWER_TOKENS, max(settings.context_tokens - prompt_tokens, 0))
-    parts = decode_seconds(shape, profile, settings, prompt_tokens + answer_tokens // 2)
+    parts = decode_seconds(shape, profile, settings, prompt_tokens + answer_tokens // 2, streaming)
     bottleneck = max(parts, key=lambda part: parts[part])
     decode = profile.residual(_keys("decode", model, settings, bottleneck))
     prefill = profile.residual(_keys("prefill", model, settings, bottleneck))
-    ttft_s = prefill_seconds(shape, profile, settings, prompt_tokens) * prefill.factor
+    ttft_s = prefill_seconds(shape, profile, settings, prompt_tokens, streaming) * prefill.factor
     return Prediction(
         decode_tokens_per_s=1 / (sum(parts.values()) * decode.factor),
         prefill_tokens_per_s=prompt_tokens / ttft_s,
@@ -204,6 +215,8 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
 def _keys(phase: str, model: PlannedModel, settings: Settings, bottleneck: Bottleneck) -> tuple[str, str]:
     """Where corrections are kept, first for this model, then for all that run the same way and are bound alike."""
     way = f"{phase}/{settings.loop}/{settings.weights_form.value}/{settings.device.partition(':')[0]}"
+    if settings.stream_slots:
+        way += "/streamed"
     return f"{way}/{settings.threads} threads/{model.key}", f"{way}/{bottleneck.value}"
 
 

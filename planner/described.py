@@ -15,7 +15,7 @@ from offload.tiers import Device, Tier
 from planner.machine import Machine
 from planner.model_shape import UnitKind
 from planner.notes import context_notes
-from planner.placement import Assignment, Option
+from planner.placement import Assignment, Option, PlacementProblem
 from planner.plan import (
     FORMAT_VERSION,
     Bottleneck,
@@ -31,18 +31,13 @@ from planner.profile import Residual
 from planner.question import Question
 from planner.refusal import refusal
 from planner.schedule import Lane, schedule
-from planner.simulate import simulate, step_seconds
+from planner.simulate import Timeline, simulate, step_seconds
 from planner.solvers import best_assignment
 from planner.spread import Spread, assignment_of, machine_of, spread_of, spreads
 from planner.ways import DEFAULT_PROMPT_TOKENS, default_context
 
 LEAST_CONTEXT_TOKENS = 64
-_BOTTLENECKS = {
-    Lane.CPU: Bottleneck.RAM_BANDWIDTH,
-    Lane.GPU: Bottleneck.GPU_BANDWIDTH,
-    Lane.LINK: Bottleneck.LINK,
-    Lane.FLASH: Bottleneck.FLASH,
-}
+_LANES = {Lane.LINK: Bottleneck.LINK, Lane.FLASH: Bottleneck.FLASH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +52,10 @@ class _Answer:
 def plan_described(question: Question, machine: Machine) -> Plan:
     """The best plan for `machine`; a context of None is halved until one fits. DoesNotFitError with the nearest."""
     wanted = question.wish.context_tokens or default_context(question.shape)
-    fitting = _longest(question, machine, wanted)
+    fitting, found_spreads = _longest(question, machine, wanted, question.wish.objective)
     if fitting is None or (fitting < wanted and question.wish.context_tokens is not None):
         raise _refusal(question, machine, wanted, fitting)
-    found = _best(question, machine, fitting, question.wish.objective)
+    found = _best(found_spreads)
     return _plan(question, machine, found)
 
 
@@ -68,9 +63,10 @@ def with_other_tiers(error: DoesNotFitError, question: Question) -> DoesNotFitEr
     """`error`, saying how fast the model would be on tiers of this machine that are not executed yet, where it fits."""
     context = question.wish.context_tokens or default_context(question.shape)
     machine = machine_of(question)
-    if _longest(question, machine, context) != context:
+    longest, found_spreads = _longest(question, machine, context, Objective.LATENCY)
+    if longest != context:
         return error
-    found = _best(question, machine, context, Objective.LATENCY)
+    found = _best(found_spreads)
     tiers = {option.tier for option in found.spread.problem.chosen(found.assignment)}
     where = " and ".join(name for tier, name in ((Tier.GPU, "the GPU"), (Tier.FLASH, "flash")) if tier in tiers)
     return DoesNotFitError(
@@ -82,24 +78,24 @@ def with_other_tiers(error: DoesNotFitError, question: Question) -> DoesNotFitEr
     )
 
 
-def _longest(question: Question, machine: Machine, wanted: int) -> int | None:
-    """The longest of `wanted` tokens, half, a quarter and so on that can fit."""
+def _longest(
+    question: Question, machine: Machine, wanted: int, objective: Objective
+) -> tuple[int | None, tuple[Spread, ...]]:
+    """The longest of `wanted` tokens, half, a quarter and so on that can fit, with the problems that can."""
     context = wanted
-    while not any(spread.can_fit for spread in spreads(question, machine, context, Objective.LATENCY)):
+    while True:
+        found = tuple(spread for spread in spreads(question, machine, context, objective) if spread.can_fit)
+        if found:
+            return context, found
         if context // 2 < LEAST_CONTEXT_TOKENS:
-            return None
+            return None, ()
         context //= 2
-    return context
 
 
-def _best(question: Question, machine: Machine, context_tokens: int, objective: Objective) -> _Answer:
-    """The quickest answer to the problems of a context that fits."""
-    answers: list[_Answer] = []
-    for spread in spreads(question, machine, context_tokens, objective):
-        if spread.can_fit:
-            solution = best_assignment(spread.problem)
-            if solution is not None:
-                answers.append(_Answer(spread, solution.assignment, solution.seconds))
+def _best(fitting: Sequence[Spread]) -> _Answer:
+    """The quickest answer to the problems, each of which can fit."""
+    solutions = [(spread, best_assignment(spread.problem)) for spread in fitting]
+    answers = [_Answer(spread, found.assignment, found.seconds) for spread, found in solutions if found is not None]
     return min(answers, key=lambda answer: answer.seconds)
 
 
@@ -152,7 +148,8 @@ def _predict(
     """The speeds of the simulated steps: of one token of the answer, and of the chunks of the prompt."""
     settings = spread.settings
     decode = spread_of(question, machine, settings, Objective.LATENCY).problem
-    timeline = simulate(schedule(decode, assignment_of(decode, placements)))
+    assignment = assignment_of(decode, placements)
+    timeline = simulate(schedule(decode, assignment))
     prompt = min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(settings.context_tokens - 1, 1))
     whole, rest = divmod(prompt, settings.prefill_chunk_tokens)
     ttft_s = 0.0
@@ -166,11 +163,24 @@ def _predict(
         ttft_s=ttft_s,
         peak_ram_bytes=needs.ram.peak_bytes,
         peak_gpu_bytes=needs.gpu.peak_bytes,
-        bottleneck=_BOTTLENECKS[timeline.critical_lane],
+        bottleneck=_bottleneck(decode, assignment, timeline),
         prompt_tokens=prompt,
         decode_correction=Residual(1.0, 0),
         prefill_correction=Residual(1.0, 0),
     )
+
+
+def _bottleneck(problem: PlacementProblem, assignment: Assignment, timeline: Timeline) -> Bottleneck:
+    """What takes most of the critical path: a loading lane, or what the items computed on it are bound by."""
+    bound_by = {
+        item.name: option.bound_by for item, option in zip(problem.items, problem.chosen(assignment), strict=True)
+    }
+    seconds = dict.fromkeys(Bottleneck, 0.0)
+    for index in timeline.critical_path():
+        task = timeline.tasks[index]
+        computing = bound_by.get(task.name, Bottleneck.OVERHEAD)  # what else devices do is to hand over
+        seconds[_LANES.get(task.lane, computing)] += task.seconds
+    return max(Bottleneck, key=lambda each: seconds[each])
 
 
 def _notes(question: Question, found: _Answer) -> Iterator[str]:

@@ -33,6 +33,7 @@ _BAR_WIDTH = 40
 _INDENT = 6
 _SEGMENTS = (
     ("weights", "cyan"),
+    ("slots for flash", "green"),
     ("KV cache", "magenta"),
     ("working space", "yellow"),
     ("program", "blue"),
@@ -74,8 +75,10 @@ def render_plan(console: Console, plan: Plan) -> None:
         console.print(f"[yellow]note[/] {escape(note)}")
 
 
-def render_comparison(console: Console, predicted: Prediction, measured: Measurement) -> None:
-    """Print what was predicted beside what a run measured, and the ratio of the two."""
+def render_comparison(
+    console: Console, predicted: Prediction, measured: Measurement, budget: Budget | None = None
+) -> None:
+    """Print what was predicted beside what a run measured, the ratio of the two, and the peak against the budget."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     for name in ("predicted", "measured", "measured / predicted"):
@@ -94,6 +97,17 @@ def render_comparison(console: Console, predicted: Prediction, measured: Measure
     promise, fact = predicted.peak_ram_bytes, measured.peak_ram_bytes
     table.add_row("peak RAM", format_size(int(promise)), format_size(fact), _ratio(fact, promise))
     console.print(table)
+    if budget is not None:
+        console.print(_budget_line(measured.peak_ram_bytes, budget))
+
+
+def _budget_line(peak_bytes: int, budget: Budget) -> Text:
+    """The most RAM that was held, against what may be used with the margin left free."""
+    allowed = max(budget.ram_bytes - budget.ram_margin_bytes, 1)
+    line = Text(f"peak RAM is {peak_bytes / allowed:.0%} of the {format_size(allowed)} that may be used", style="dim")
+    if peak_bytes > allowed:
+        line.append(f": {format_size(peak_bytes - allowed)} too much; plan with less context (-c)", style="yellow")
+    return line
 
 
 def _computed_by(plan: Plan) -> str:
@@ -157,6 +171,7 @@ def _print_bar(console: Console, tier: Tier, needs: MemoryNeeds, available_bytes
     """One memory as a bar of its budget's length, with a legend of what fills it."""
     amounts = (
         needs.weights_bytes,
+        needs.slots_bytes,
         needs.kv_bytes,
         needs.activations_bytes + needs.buffers_bytes,
         needs.vocabulary_bytes + needs.process_bytes,

@@ -13,22 +13,26 @@ Allowed = Callable[[Option], bool]
 _PASSES = 4
 
 
+_RULES: tuple[Allowed, ...] = (
+    lambda option: True,
+    lambda option: option.device is Device.CPU,
+    lambda option: option.device is Device.GPU,
+)
+
+
+def can_fit(problem: PlacementProblem) -> bool:
+    """Whether an assignment that fits is found; the same as whether `solve_greedy` finds any."""
+    return any(_least(problem, _choices(problem, rule)) is not None for rule in _RULES)
+
+
 def solve_greedy(problem: PlacementProblem) -> tuple[Assignment, ...]:
     """Assignments that fit: with all devices, with each alone as far as it goes. Empty where nothing fits."""
-    rules: tuple[Allowed, ...] = (
-        lambda option: True,
-        lambda option: option.device is Device.CPU,
-        lambda option: option.device is Device.GPU,
-    )
-    found = (_solve(problem, rule) for rule in rules)
+    found = (_solve(problem, rule) for rule in _RULES)
     return tuple(dict.fromkeys(assignment for assignment in found if assignment is not None))
 
 
 def _solve(problem: PlacementProblem, allowed: Allowed) -> Assignment | None:
-    choices = [
-        [index for index, option in enumerate(item.options) if allowed(option)] or list(range(len(item.options)))
-        for item in problem.items
-    ]
+    choices = _choices(problem, allowed)
     chosen = _least(problem, choices)
     if chosen is None:
         return None
@@ -56,8 +60,16 @@ def _solve(problem: PlacementProblem, allowed: Allowed) -> Assignment | None:
     return tuple(chosen)
 
 
+def _choices(problem: PlacementProblem, allowed: Allowed) -> list[list[int]]:
+    """The allowed options of each item; all of an item that has none of them."""
+    return [
+        [index for index, option in enumerate(item.options) if allowed(option)] or list(range(len(item.options)))
+        for item in problem.items
+    ]
+
+
 def _least(problem: PlacementProblem, choices: list[list[int]]) -> list[int] | None:
-    """What takes least RAM, then what takes least GPU memory; None where neither fits."""
+    """What takes least RAM, or least GPU memory, or the first relieved of what fills the GPU; None where none fits."""
     for key in (_ram_first, _gpu_first):
         chosen = [
             min(indexes, key=lambda index, item=item: (*key(item.options[index]), index))  # type: ignore[misc]
@@ -65,7 +77,33 @@ def _least(problem: PlacementProblem, choices: list[list[int]]) -> list[int] | N
         ]
         if problem.fits(tuple(chosen)):
             return chosen
+        if key is _ram_first and (relieved := _relieved(problem, choices, chosen)) is not None:
+            return relieved
     return None
+
+
+def _relieved(problem: PlacementProblem, choices: list[list[int]], chosen: list[int]) -> list[int] | None:
+    """`chosen` with items moved into RAM until the GPU holds the rest: those that take least of it for what they free.
+
+    None where RAM does not hold them.
+    """
+    chosen = list(chosen)
+    ram, gpu = problem.held_bytes(tuple(chosen))
+    moves = []
+    for position, indexes in enumerate(choices):
+        old = problem.items[position].options[chosen[position]]
+        index = min(indexes, key=lambda index: (*_gpu_first(problem.items[position].options[index]), index))
+        new = problem.items[position].options[index]
+        if freed := old.gpu_bytes - new.gpu_bytes:
+            moves.append(((new.ram_bytes - old.ram_bytes) / freed, position, index))
+    for _, position, index in sorted(moves):
+        if gpu <= problem.gpu_bytes:
+            break
+        old, new = (problem.items[position].options[number] for number in (chosen[position], index))
+        if ram + new.ram_bytes - old.ram_bytes <= problem.ram_bytes:
+            chosen[position] = index
+            ram, gpu = ram + new.ram_bytes - old.ram_bytes, gpu + new.gpu_bytes - old.gpu_bytes
+    return chosen if gpu <= problem.gpu_bytes and ram <= problem.ram_bytes else None
 
 
 def _ram_first(option: Option) -> tuple[int, int]:

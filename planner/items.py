@@ -17,7 +17,7 @@ from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.placement import Item, Option, PlacementProblem
 from planner.plan import Objective, Settings
 from planner.schedule import LAYERS_AHEAD
-from planner.unit_cost import Share
+from planner.unit_cost import Share, Terms
 
 EXPERT_CLASSES = 8
 # Popularity of experts by rank r goes as (r + 1) ** -POPULARITY_EXPONENT: assumed, until a trace of the model says.
@@ -92,6 +92,8 @@ class _Maker:
             objective
         ]
         self._one_sequence = objective is not Objective.THROUGHPUT
+        self._experts_used = max(shape.expert_used_count, 1)
+        self._expert_classes = expert_classes(shape.expert_count, self._experts_used) if shape.expert_count else ()
         self._depth = 0 if objective is Objective.TTFT else self._context // 2
 
     @property
@@ -111,12 +113,19 @@ class _Maker:
 
     def items(self, places: Places) -> Iterator[Item]:
         """Every item in the order a token meets them, with its options in the order of tiers and devices."""
+        known: dict[object, tuple[Option, ...]] = {}  # units of like layers have the same
         for unit in self._shape.units:
+            like = unit.kind, unit.num_bytes, unit.active_bytes, unit.active_bytes_by_type, unit.num_matmuls
             for part in self._parts(unit):
-                options = tuple(self._options(unit, part, places))
-                yield Item(part.name, part.kind, part.layer, options, part.routed)
+                same = (*like, unit.active_weights, part.fraction, part.active, part.share)
+                if same not in known:
+                    known[same] = tuple(self._options(unit, part, places))
+                yield Item(part.name, part.kind, part.layer, known[same], part.routed)
             if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-                yield self._kv(unit.layer, places)
+                kv_bytes = self._shape.kv_bytes_per_layer[unit.layer]
+                if kv_bytes not in known:
+                    known[kv_bytes] = tuple(self._kv_options(unit.layer, places))
+                yield Item(f"blk.{unit.layer}.kv", UnitKind.KV, unit.layer, known[kv_bytes])
 
     def _parts(self, unit: Unit) -> Iterator[_Part]:
         shape, tokens = self._shape, self._tokens
@@ -124,8 +133,8 @@ class _Maker:
             needed = 1 if unit.kind is UnitKind.OUTPUT and self._one_sequence else tokens  # one token's logits
             yield _Part(unit.name, unit.kind, unit.layer, 1.0, 1.0, unit_cost.dense(needed))
             return
-        count, used = shape.expert_count, max(shape.expert_used_count, 1)
-        for number, (experts, probability) in enumerate(expert_classes(count, used)):
+        count, used = shape.expert_count, self._experts_used
+        for number, (experts, probability) in enumerate(self._expert_classes):
             name = f"{unit.name}#{number}"
             share = unit_cost.experts(tokens, probability)
             yield _Part(name, unit.kind, unit.layer, experts / count, experts / used, share, routed=True)
@@ -135,18 +144,19 @@ class _Maker:
         held = int(part.fraction * unit.num_bytes)
         moved = int(part.active * part.share.bytes * unit.active_bytes)
         for tier, device in _ordered(places):
-            compute_s = self._compute_seconds(unit, part, device)
+            terms = self._compute_terms(unit, part, device)
             flash_s = self._flash_seconds(unit, moved) if tier is Tier.FLASH else 0.0
             link_s = self._link_seconds(moved) if device is Device.GPU and tier is not Tier.GPU else 0.0
             yield Option(
                 tier=tier,
                 device=device,
-                compute_s=compute_s,
+                compute_s=sum(terms.values()),
                 load_s=flash_s + link_s,
                 load_bytes=moved if flash_s + link_s else 0,
                 ram_bytes=held if tier is Tier.RAM else 0,
                 gpu_bytes=self._gpu_bytes(unit, held, moved, tier) if device is Device.GPU else 0,
                 link_s=link_s if tier is Tier.FLASH else 0.0,
+                bound_by=unit_cost.binding(terms),
             )
 
     @staticmethod
@@ -156,37 +166,36 @@ class _Maker:
             return min(moved, held)
         return max(held, unit.active_bytes) if unit.kind is UnitKind.OUTPUT else held
 
-    def _kv(self, layer: int, places: Places) -> Item:
-        """A layer's KV cache: attention is computed where it lies."""
+    def _kv_options(self, layer: int, places: Places) -> Iterator[Option]:
+        """Where a layer's KV cache could lie: attention is computed there."""
         held = self._shape.kv_bytes_per_layer[layer] * self._context
-        options = tuple(
-            Option(
-                tier,
-                device,
-                self._attention_seconds(layer, device),
-                *(0.0, 0),
-                ram_bytes=held if tier is Tier.RAM else 0,
-                gpu_bytes=held if tier is Tier.GPU else 0,
-            )
-            for tier, device in _ordered(places)
-            if tier.value == device.value or (tier is Tier.RAM and device is Device.CPU)
-        )
-        return Item(f"blk.{layer}.kv", UnitKind.KV, layer, options)
+        for tier, device in _ordered(places):
+            if tier.value == device.value or (tier is Tier.RAM and device is Device.CPU):
+                terms = self._attention_terms(layer, device)
+                yield Option(
+                    tier,
+                    device,
+                    sum(terms.values()),
+                    *(0.0, 0),
+                    ram_bytes=held if tier is Tier.RAM else 0,
+                    gpu_bytes=held if tier is Tier.GPU else 0,
+                    bound_by=unit_cost.binding(terms),
+                )
 
-    def _compute_seconds(self, unit: Unit, part: _Part, device: Device) -> float:
+    def _compute_terms(self, unit: Unit, part: _Part, device: Device) -> Terms:
         products = unit.num_matmuls * (part.active * part.share.bytes if part.routed else 1.0)
         step = (part.share, products)
         if device is Device.GPU and self._machine.gpu is not None:
             num_bytes, weights = part.active * unit.active_bytes, part.active * unit.active_weights
-            return unit_cost.gpu_seconds(self._machine.gpu, num_bytes, weights, *step, part=part.fraction)
+            return unit_cost.gpu_terms(self._machine.gpu, num_bytes, weights, *step, part=part.fraction)
         active = unit_cost.bytes_by_type(unit, part.active)
-        return unit_cost.cpu_seconds(self._machine.cpu, self._settings.threads, active, *step, part=part.fraction)
+        return unit_cost.cpu_terms(self._machine.cpu, self._settings.threads, active, *step, part=part.fraction)
 
-    def _attention_seconds(self, layer: int, device: Device) -> float:
+    def _attention_terms(self, layer: int, device: Device) -> Terms:
         machine, step = self._machine, (layer, self._tokens, self._depth)
         if device is Device.GPU and machine.gpu is not None:
-            return unit_cost.gpu_attention_seconds(machine.gpu, self._shape, *step)
-        return unit_cost.cpu_attention_seconds(machine.cpu, self._settings.threads, self._shape, *step)
+            return unit_cost.gpu_attention_terms(machine.gpu, self._shape, *step)
+        return unit_cost.cpu_attention_terms(machine.cpu, self._settings.threads, self._shape, *step)
 
     def _flash_seconds(self, unit: Unit, num_bytes: int) -> float:
         """Reading a step's share of a unit: whole, or expert by expert."""

@@ -1,5 +1,7 @@
 """The flags with which llama.cpp comes nearest to a plan: layers and experts on the GPU, KV type, threads, context.
 
+The one place that turns a plan into llama.cpp's terms: what is printed is also what the executor loads by.
+
 llama.cpp puts the last layers on the GPU (`-ngl`), the output with them once there is one more than the model has, and
 can hold back single tensors by their names (`-ot REGEX=CPU`), the stacked experts of the first layers in short
 (`--n-cpu-moe`). It knows no placement on flash: what lies there stays a mapped file. Knows nothing about how plans are
@@ -10,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from offload.remote_file import HUB_PREFIX
 from offload.tiers import Device, Tier
 from planner.model_shape import UnitKind
 from planner.plan import Placement, Plan
@@ -36,15 +39,30 @@ class LlamaCppFlags:
     kv_type: str
     threads: int
     context_tokens: int
+    batch_tokens: int  # of a prompt in one step
+    mmap: bool  # not in the line: versions spell it differently (--no-mmap, --load-mode none), and all map by default
     unlike: tuple[str, ...] = ()
+
+    def held_back(self) -> tuple[str, ...]:
+        """A regular expression for each tensor, or group of them, that `--n-cpu-moe` and `-ot` keep in RAM."""
+        experts = (_pattern(UnitKind.EXPERTS, [layer]) for layer in range(self.cpu_expert_layers))
+        return (*experts, *self.cpu_tensors)
 
     def arguments(self) -> tuple[str, ...]:
         """The flags with their values, for llama-cli and llama-server alike."""
         moe = ("--n-cpu-moe", str(self.cpu_expert_layers)) if self.cpu_expert_layers else ()
         tensors = ("-ot", ",".join(f"{pattern}=CPU" for pattern in self.cpu_tensors)) if self.cpu_tensors else ()
         kv = ("-ctk", self.kv_type, "-ctv", self.kv_type)
-        numbers = ("-t", str(self.threads), "-c", str(self.context_tokens))
-        return ("-m", self.model, "-ngl", str(self.gpu_layers), *moe, *tensors, *kv, *numbers)
+        batch = str(self.batch_tokens)
+        numbers = ("-t", str(self.threads), "-c", str(self.context_tokens), "-b", batch, "-ub", batch)
+        return (*self._model_arguments(), "-ngl", str(self.gpu_layers), *moe, *tensors, *kv, *numbers)
+
+    def _model_arguments(self) -> tuple[str, ...]:
+        """The model by its path, or as llama.cpp is told to download it."""
+        if self.model.startswith(HUB_PREFIX):
+            owner, repo, file = self.model.removeprefix(HUB_PREFIX).split("/", 2)
+            return ("-hf", f"{owner}/{repo}", "-hff", file)
+        return ("-mu" if self.model.startswith(("https://", "http://")) else "-m", self.model)
 
     def line(self) -> str:
         """One line to paste behind `llama-cli` or `llama-server`, quoted for the shell."""
@@ -75,6 +93,8 @@ def llama_cpp_flags(plan: Plan) -> LlamaCppFlags:
         kv_type=KV_TYPES[plan.settings.kv_dtype],
         threads=plan.settings.threads,
         context_tokens=plan.settings.context_tokens,
+        batch_tokens=plan.settings.prefill_chunk_tokens,
+        mmap=any(placement.tier is Tier.FLASH for placement in plan.placements),
         unlike=tuple(_unlike(plan.placements, on_gpu)),
     )
 

@@ -52,11 +52,12 @@ def gpu_here(profile: Profile, memory_bytes: int = 0) -> Gpu | None:
 def machine_here(profile: Profile, budget: Budget, model_path: Path | None = None) -> Machine:
     """The machine of `profile` within `budget`; without flash where the drive of `model_path` was not measured."""
     gpu = gpu_here(profile, budget.gpu_bytes)
-    flash = None if model_path is None else _flash(profile, model_path)
+    flash = None if model_path is None else flash_here(profile, model_path)
     return Machine(profile.cpu_name, "measured", cpu_here(profile), budget.ram_bytes, gpu, flash)
 
 
-def _flash(profile: Profile, path: Path) -> Flash | None:
+def flash_here(profile: Profile, path: Path) -> Flash | None:
+    """The drive that a file lies on; None where it was not measured."""
     figures = profile.drives.get(filesystem_key(path))
     if figures is None:
         return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from cpu_kernels.quant_types import quant_type
 from offload.tiers import Device
 from planner.budget import MIB, Budget
-from planner.model_shape import KV_ELEMENT_BYTES, ModelShape
+from planner.model_shape import KV_ELEMENT_BYTES, ModelShape, Unit
 from planner.plan import MemoryNeeds, Needs, WeightsForm
 
 # Python, numpy, torch and what the command imports: 222 MiB resident on Linux before a model is loaded (torch 2.13).
@@ -17,8 +17,12 @@ PROCESS_BYTES = 250 * MIB
 # With a CUDA context; not measured by us, taken with room.
 GPU_PROCESS_RAM_BYTES = 3 << 30
 GPU_PROCESS_BYTES = 768 * MIB
-# At most 1360 while it is built, before weights are there; 280 to 840 after, over vocabularies of 32 to 152 thousand.
-VOCABULARY_BYTES_PER_TOKEN = 900
+# By scripts/measure_vocabulary.py and twelve vocabularies of llama.cpp's: 165 to 382 bytes a token and up to 195 a
+# merge once it is built, up to 5 MiB for the patterns of words; up to 205 a merge more while it is built.
+VOCABULARY_BYTES = 4 * MIB
+VOCABULARY_BYTES_PER_TOKEN = 420
+VOCABULARY_BYTES_PER_MERGE = 200
+BUILDING_BYTES_PER_MERGE = 220
 UNIT_WEIGHTS = 1 << 24  # that the executor makes float32 at a time
 ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
 MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
@@ -54,10 +58,27 @@ def weights_bytes(shape: ModelShape, form: WeightsForm) -> int:
     return shape.num_bytes + int(sum(extra))
 
 
-def packed_activations_bytes(shape: ModelShape, context_tokens: int) -> int:
-    """Bytes of what the programs' operations pass on to each other, for the largest chunk."""
-    tokens = min(PROGRAM_CHUNK_TOKENS, context_tokens)
-    hidden = tokens * (8 * shape.embedding_length + 4 * shape.feed_forward_length)
+def packed_bytes(unit: Unit) -> int:
+    """Bytes of a unit's weights in panels."""
+    scale = unit.num_bytes / max(unit.active_bytes, 1)
+    return int(
+        scale
+        * sum(
+            num_bytes * max(PACKED_BITS.get(name, 0.0) / quant_type(name).bits_per_weight, 1.0)
+            for name, num_bytes in unit.active_bytes_by_type
+        )
+    )
+
+
+def packed_activations_bytes(shape: ModelShape, tokens: int) -> int:
+    """Bytes of what the programs' operations pass on to each other, for a chunk of so many tokens.
+
+    Of a token: residual, norms and heads; gate and up; of every expert used what goes in and what comes out; and of
+    gate, up and experts' rows, in a quarter as many numbers, the int8 copies. Workspaces of one layer with 256 tokens:
+    69 MB at OLMoE's shape, where this gives 83, 37 MB at Llama 1B's, where it gives 47, both without the copies.
+    """
+    wide = shape.feed_forward_length + shape.expert_used_count * shape.embedding_length
+    hidden = tokens * (8 * shape.embedding_length + 5 * wide // 2)
     return FLOAT32_BYTES * (hidden + (PROGRAM_LOGITS_TOKENS + 2) * shape.vocab_size)
 
 
@@ -81,6 +102,12 @@ def buffers_bytes(shape: ModelShape, device: Device) -> int:
     return 2 * FLOAT32_BYTES * unit + FLOAT32_BYTES * whole
 
 
+def vocabulary_bytes(shape: ModelShape, later_bytes: int) -> int:
+    """Bytes of the tokenizer. What it takes more while it is built counts where it exceeds the `later_bytes`."""
+    held = VOCABULARY_BYTES_PER_TOKEN * shape.vocab_size + VOCABULARY_BYTES_PER_MERGE * shape.merge_count
+    return VOCABULARY_BYTES + held + max(BUILDING_BYTES_PER_MERGE * shape.merge_count - later_bytes, 0)
+
+
 def memory_needs(
     shape: ModelShape, budget: Budget, device: Device, form: WeightsForm, *, context_tokens: int, chunk_tokens: int
 ) -> Needs:
@@ -89,14 +116,14 @@ def memory_needs(
     held = MemoryNeeds(
         weights_bytes=weights_bytes(shape, form),
         kv_bytes=shape.kv_bytes_per_token * context_tokens,
-        activations_bytes=packed_activations_bytes(shape, context_tokens)
+        activations_bytes=packed_activations_bytes(shape, min(PROGRAM_CHUNK_TOKENS, context_tokens))
         if is_packed
         else activations_bytes(shape, context_tokens, chunk_tokens),
     )
     buffers = PACKED_BUFFERS_BYTES if is_packed else buffers_bytes(shape, device)
     if form is WeightsForm.FLOAT32:  # needed while loading alone, when nothing is computed yet
         buffers = max(buffers - held.kv_bytes - held.activations_bytes, 0) if device is Device.CPU else buffers
-    vocabulary = VOCABULARY_BYTES_PER_TOKEN * shape.vocab_size
+    vocabulary = vocabulary_bytes(shape, held.peak_bytes + buffers if device is Device.CPU else 0)
     ram_margin, gpu_margin = budget.ram_margin_bytes, budget.gpu_margin_bytes
     if device is Device.CPU:
         ram = replace(

@@ -77,6 +77,7 @@ class ModelShape:
     largest_tensor_weights: int  # all experts, where they are stacked
     weights_by_type: tuple[tuple[str, int], ...]  # quant type name -> weights, largest first
     tied_output: bool
+    merge_count: int = 0  # of the vocabulary, where it is of the kind that has merges
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -136,6 +137,7 @@ class ModelShape:
             largest_tensor_weights=max(tensor.num_elements for tensor in gguf.tensors.values()),
             weights_by_type=tuple(sorted(by_type.items(), key=lambda item: (-item[1], item[0]))),
             tied_output="output.weight" not in gguf.tensors,
+            merge_count=len(gguf.get_strings("tokenizer.ggml.merges", ())),
         )
 
 

@@ -10,6 +10,8 @@ from planner.budget import format_size
 from planner.memory import memory_needs
 from planner.plan import WeightsForm
 from planner.question import Here, Question
+from planner.refusal import smaller_type
+from planner.streamed import all_slots
 from planner.ways import PREFILL_CHUNK_TOKENS, Fit, default_context
 
 
@@ -37,6 +39,8 @@ def way_notes(question: Question, here: Here, fit: Fit, *, gpu_fits: bool, threa
         )
         needed = format_size(needs.ram.needed_bytes)
         yield f"weights are made float32 on every use: a budget of {needed} RAM would hold them ready"
+    if fit.way.streams:
+        yield from _stream_notes(question, fit)
     if fit.chunk_tokens < min(PREFILL_CHUNK_TOKENS, fit.context_tokens):
         yield f"prompts are read {fit.chunk_tokens} tokens at a time to save memory"
     if here.gpu is not None and fit.way.device is Device.CPU:
@@ -50,3 +54,14 @@ def way_notes(question: Question, here: Here, fit: Fit, *, gpu_fits: bool, threa
         yield "one thread: the matrices are too small to be shared out"
     if question.wish.threads is not None and threads > cores:
         yield f"{threads} threads are more than the {cores} cores that may be used"
+
+
+def _stream_notes(question: Question, fit: Fit) -> Iterator[str]:
+    """What is read from flash, and what would not need to be."""
+    shape, budget = question.shape, question.budget
+    what = "experts" if shape.expert_count else "layers"
+    yield f"RAM has room for {fit.stream_slots} of {all_slots(shape)} {what}; others are read from flash when needed"
+    tokens = {"context_tokens": fit.context_tokens, "chunk_tokens": fit.chunk_tokens}
+    whole = memory_needs(shape, budget, fit.way.device, fit.way.form, **tokens).ram
+    if smaller := smaller_type(shape, whole, budget.ram_bytes):
+        yield f"this model as {smaller} or smaller would fit in RAM"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from offload.tiers import Device, Tier
 from planner.model_shape import UnitKind
+from planner.plan import Bottleneck
 
 Assignment = tuple[int, ...]
 
@@ -18,7 +19,7 @@ class Option:
 
     `load_s` is time on the lane that brings `load_bytes` (expected, per step) to where it is computed: flash to RAM,
     RAM to GPU, or both ways in turn; 0 where the item is resident. `link_s` is the part of it that is spent on the
-    link behind a read from flash. Held bytes include buffers to load into.
+    link behind a read from flash. Held bytes include buffers to load into. `bound_by` takes most of `compute_s`.
     """
 
     tier: Tier
@@ -29,6 +30,7 @@ class Option:
     ram_bytes: int
     gpu_bytes: int
     link_s: float = 0.0
+    bound_by: Bottleneck = Bottleneck.COMPUTE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from planner.budget import Budget
 from planner.model_shape import UnitKind
 from planner.profile import Residual
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KV_DTYPE = "float16"
 
 
@@ -104,6 +104,7 @@ class Settings:
     kv_dtype: str
     loop: str
     device: str  # the torch device of units that are computed on the GPU, else "cpu"
+    stream_slots: int = 0  # places in RAM for experts, or a dense model's layers, that flash brings; 0: RAM has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class MemoryNeeds:
     """Bytes one memory must hold at the worst moment, by what they are for; `margin_bytes` stay free."""
 
     weights_bytes: int = 0
+    slots_bytes: int = 0  # of weights that come and go
     kv_bytes: int = 0
     activations_bytes: int = 0  # of the largest prefill chunk
     buffers_bytes: int = 0  # reading and dequantising
@@ -127,6 +129,7 @@ class MemoryNeeds:
     def needed_bytes(self) -> int:
         return (
             self.weights_bytes
+            + self.slots_bytes
             + self.kv_bytes
             + self.activations_bytes
             + self.buffers_bytes
@@ -244,6 +247,8 @@ class Plan:
         for name in ("context_tokens", "prefill_chunk_tokens", "threads"):
             if getattr(settings, name) < 1:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
+        if settings.stream_slots < 0:
+            raise PlanError(f"settings.stream_slots is {settings.stream_slots}; it must be at least 0")
         if settings.kv_dtype != KV_DTYPE:
             raise PlanError(
                 f"settings.kv_dtype is {settings.kv_dtype!r}; this version keeps keys and values as {KV_DTYPE}"

@@ -9,7 +9,8 @@ from offload.tiers import Device
 from planner.memory import memory_needs
 from planner.model_shape import ModelShape
 from planner.plan import Plan
-from planner.ways import EXECUTED, held_units
+from planner.streamed import streamed_needs
+from planner.ways import EXECUTED, held_units, tier_of
 
 
 def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
@@ -21,13 +22,13 @@ def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
             hint="plan for this machine: leave out --machine",
         )
     shape = ModelShape.from_gguf(gguf)
-    _check_way(plan)
+    _check_way(plan, shape)
     _check_units(plan, shape)
     _check_needs(plan, shape)
     return plan
 
 
-def _check_way(plan: Plan) -> None:
+def _check_way(plan: Plan, shape: ModelShape) -> None:
     """PlanError where loop, device, form and placements are together nothing that this version executes."""
     settings = plan.settings
     loops = list(dict.fromkeys(way.loop for way in EXECUTED))
@@ -43,12 +44,18 @@ def _check_way(plan: Plan) -> None:
             f"settings.weights_form is {settings.weights_form.value}; the {settings.loop} loop on {settings.device} "
             f"takes {' or '.join(forms)}"
         )
+    way = next((way for way in ways if way.streams == bool(settings.stream_slots)), None)
+    if way is None:
+        raise PlanError(
+            f"settings.stream_slots is {settings.stream_slots}; the {settings.loop} loop on {settings.device} has none"
+        )
     for index, placement in enumerate(plan.placements):
-        if (placement.tier, placement.device) != (ways[0].tier, device):
+        tier = tier_of(shape, way, placement.unit)
+        if (placement.tier, placement.device) != (tier, device):
             raise PlanError(
                 f"placements[{index}]: {placement.unit} is put in {placement.tier.value} and computed on "
-                f"{placement.device.value}; the {settings.loop} loop on {settings.device} holds all of a model in "
-                f"{ways[0].tier.value} and computes it there",
+                f"{placement.device.value}; the {settings.loop} loop on {settings.device} with "
+                f"{settings.stream_slots} slots holds it in {tier.value}",
                 hint="other placements are planned and simulated by this version, not executed yet",
             )
 
@@ -79,14 +86,12 @@ def _check_units(plan: Plan, shape: ModelShape) -> None:
 def _check_needs(plan: Plan, shape: ModelShape) -> None:
     """PlanError where the settings take more memory than the plan says."""
     settings = plan.settings
-    right = memory_needs(
-        shape,
-        plan.budget,
-        Device.CPU if settings.device == "cpu" else Device.GPU,
-        settings.weights_form,
-        context_tokens=settings.context_tokens,
-        chunk_tokens=settings.prefill_chunk_tokens,
-    )
+    tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
+    if settings.stream_slots:
+        right = streamed_needs(shape, plan.budget, **tokens, slots=settings.stream_slots)
+    else:
+        device = Device.CPU if settings.device == "cpu" else Device.GPU
+        right = memory_needs(shape, plan.budget, device, settings.weights_form, **tokens)
     for name, said, needed in (("ram", plan.needs.ram, right.ram), ("gpu", plan.needs.gpu, right.gpu)):
         if said.peak_bytes < needed.peak_bytes:
             raise PlanError(

@@ -37,7 +37,7 @@ from planner.machine import KernelPoint
 
 log = logging.getLogger("strata.planner.profile")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 RESIDUAL_LIMITS = (0.2, 5.0)
 _RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
@@ -209,6 +209,11 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
     return folder / "strata"
+
+
+def stores_folder(folder: Path | None = None) -> Path:
+    """Where the stores of models lie that stream from flash: `folder`, or the usual one for None."""
+    return cache_folder() / "stores" if folder is None else folder
 
 
 def save(profile: Profile, path: Path | None = None) -> None:

@@ -58,6 +58,7 @@ def smaller_type(shape: ModelShape, needs: MemoryNeeds, available_bytes: int) ->
 def _breakdown(needs: MemoryNeeds) -> str:
     parts = (
         ("weights", needs.weights_bytes),
+        ("slots", needs.slots_bytes),
         ("KV cache", needs.kv_bytes),
         ("activations", needs.activations_bytes),
         ("buffers", needs.buffers_bytes),

@@ -1,24 +1,27 @@
 """Finds a plan: where every unit goes so that all of it fits, or the reason why nothing does.
 
 For this machine, of what this version executes: everything on the GPU if it fits there as float32, or everything in
-RAM, packed for the CPU's kernels; what is predicted to be better by the objective. For a described machine, every
+RAM, packed for the CPU's kernels, or that but for experts or layers that are read from flash; what is predicted to be
+better by the objective. For a described machine, every
 placement that could be: see `planner.described`. Refuses before anything is loaded. Reads no tensor data.
 
 Invariant: a plan's needs, margins included, are within its budget in every memory.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cpu_kernels.quant_types import quant_type
 from gpu_kernels import capabilities
 from gpu_kernels.capabilities import GpuCapabilities
-from offload.errors import DoesNotFitError
+from offload.errors import DoesNotFitError, FlashError
 from offload.gguf import GGUFFile
 from offload.tiers import Device
 from planner import cost
 from planner.budget import Budget, measure_budget
 from planner.described import plan_described, with_other_tiers
 from planner.machine import Machine
+from planner.machine_here import flash_here
 from planner.memory import FLOAT32_BYTES, memory_needs
 from planner.model_shape import ModelShape
 from planner.notes import context_notes, way_notes
@@ -28,13 +31,22 @@ from planner.plan import (
     Objective,
     Plan,
     PlannedMachine,
+    PlannedModel,
     Prediction,
     Settings,
     WeightsForm,
 )
-from planner.profile import Profile, load_or_measure, with_dequantize_rates, with_gpu_rates, with_kernel_rates
+from planner.profile import (
+    Profile,
+    load_or_measure,
+    with_dequantize_rates,
+    with_drive,
+    with_gpu_rates,
+    with_kernel_rates,
+)
 from planner.question import Here, Question, Wish, ask
 from planner.refusal import refusal
+from planner.streamed import Streaming, hit_curve, least_slots, streamed_needs
 from planner.ways import (
     AUTO,
     DEFAULT_PROMPT_TOKENS,
@@ -152,14 +164,19 @@ def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
     profile = _with_types(load_or_measure(), shape, plan.settings.weights_form)
     prompt = min(max(prompt_tokens, 1), plan.settings.context_tokens)
     predicted = cost.predict(
-        shape, profile, model=plan.model, settings=plan.settings, needs=plan.needs, prompt_tokens=prompt
+        *(shape, profile),
+        model=plan.model,
+        settings=plan.settings,
+        needs=plan.needs,
+        prompt_tokens=prompt,
+        streaming=_streaming(shape, profile, plan.model, plan.settings),
     )
     return replace(plan, predicted=predicted)
 
 
 def _plan_here(question: Question, here: Here) -> Plan:
     """The best of what this version executes."""
-    ways = ways_for(question.wish.loop, has_gpu=here.gpu is not None)
+    ways = ways_for(question.wish.loop, question.shape, has_gpu=here.gpu is not None)
     fits = fitting(question.shape, question.budget, ways, question.wish.context_tokens)
     if not fits:
         raise _refusal(question)
@@ -194,6 +211,7 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
         kv_dtype=KV_DTYPE,
         loop=fit.way.loop,
         device=gpu.torch_device if gpu is not None else "cpu",
+        stream_slots=fit.stream_slots,
     )
     predicted = cost.predict(
         question.shape,
@@ -202,8 +220,21 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
         settings=settings,
         needs=fit.needs,
         prompt_tokens=min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1)),
+        streaming=_streaming(question.shape, profile, question.model, settings),
     )
     return _Candidate(fit, settings, predicted)
+
+
+def _streaming(shape: ModelShape, profile: Profile, model: PlannedModel, settings: Settings) -> Streaming | None:
+    """Where experts come from and how often, if they are streamed; the drive is measured where it is not known."""
+    if not settings.stream_slots:
+        return None
+    try:
+        flash = flash_here(with_drive(profile, Path(model.path)), Path(model.path))
+    except OSError as error:
+        raise FlashError(f"the drive of {model.path} cannot be measured: {error}") from error
+    assert flash is not None, "the drive was measured"
+    return Streaming(flash, hit_curve(shape))
 
 
 def _with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:
@@ -226,16 +257,15 @@ def _seconds(predicted: Prediction, objective: Objective) -> float:
 
 def _refusal(question: Question) -> DoesNotFitError:
     """Why nothing that this version executes fits, with the nearest that does."""
-    way = ways_for(question.wish.loop, has_gpu=False)[-1]
+    way = ways_for(question.wish.loop, question.shape, has_gpu=False)[-1]
     wanted = question.wish.context_tokens or default_context(question.shape)
-    smallest = memory_needs(
-        question.shape,
-        question.budget,
-        way.device,
-        way.form,
-        context_tokens=wanted,
-        chunk_tokens=min(MIN_CHUNK_TOKENS, wanted),
-    )
+    if way.streams:
+        slots = least_slots(question.shape, 1)
+        smallest = streamed_needs(question.shape, question.budget, context_tokens=wanted, chunk_tokens=1, slots=slots)
+    else:
+        chunk = min(MIN_CHUNK_TOKENS, wanted)
+        options = {"context_tokens": wanted, "chunk_tokens": chunk}
+        smallest = memory_needs(question.shape, question.budget, way.device, way.form, **options)
     shorter = longest_context(question.shape, question.budget, way, wanted)
     return refusal(
         question.model.path,

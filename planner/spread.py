@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offload.errors import PlanError
 from offload.tiers import Device, Tier
-from planner.greedy import solve_greedy
+from planner.greedy import can_fit
 from planner.items import placement_problem
 from planner.machine import Machine
 from planner.machine_here import machine_here
@@ -43,7 +43,7 @@ class Spread:
     @property
     def can_fit(self) -> bool:
         """Whether there is any way to hold all parts."""
-        return min(self.problem.ram_bytes, self.problem.gpu_bytes) >= 0 and bool(solve_greedy(self.problem))
+        return min(self.problem.ram_bytes, self.problem.gpu_bytes) >= 0 and can_fit(self.problem)
 
 
 def machine_of(question: Question) -> Machine:

@@ -4,11 +4,15 @@ Products from the machine's kernel points, by quant type and columns; attention 
 cache; fixed costs per operation. Knows nothing about placements. Times are seconds, sizes bytes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 from planner.machine import Cpu, Gpu, KernelPoint
 from planner.model_shape import ModelShape, Unit
+from planner.plan import Bottleneck
+
+Terms = Mapping[Bottleneck, float]
 
 UNIT_ROWS = 6  # operations of a program that a unit takes, beside its products
 UNIT_LAUNCHES = 6  # kernels of the GPU
@@ -18,6 +22,8 @@ PRODUCT_S = 5e-6  # until a product that comes from RAM is read at full speed
 PRODUCT_BYTES = 1 << 18  # smaller matrices come from caches, and more quickly than measured
 COLUMNS_SHARE = 0.8  # of the rate of products of many tokens, with what lies between them
 CACHE_READ_SHARE = 0.75  # of RAM bandwidth that attention reads a KV cache with
+READING_SHARE = 0.5  # of the RAM's bandwidth: a product that reads less computes longer than it waits
+EXPLAINED = 0.95  # of a best rate: a product that reaches it is bound by it
 SCORE_FLOPS = 100  # one attention score: its two products over a head, and the softmax
 
 
@@ -44,38 +50,89 @@ def cpu_seconds(
     cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], share: Share, products: float, *, part: float = 1.0
 ) -> float:
     """Products of matrices of these bytes, `products` in number; `part` of what a unit costs beside them."""
-    seconds = sum(
-        num_bytes * share.bytes * _seconds_per_byte(_points(cpu, name, threads), share.tokens)
-        for name, num_bytes in num_bytes_by_type.items()
-    )
-    if share.tokens > 1:
-        seconds /= COLUMNS_SHARE
+    return sum(cpu_terms(cpu, threads, num_bytes_by_type, share, products, part=part).values())
+
+
+def cpu_terms(
+    cpu: Cpu, threads: int, num_bytes_by_type: dict[str, float], share: Share, products: float, *, part: float = 1.0
+) -> Terms:
+    """The same by what takes the seconds: each type's products by RAM bandwidth or computing, and the overhead."""
+    terms = {Bottleneck.RAM_BANDWIDTH: 0.0, Bottleneck.COMPUTE: 0.0}
+    for name, num_bytes in num_bytes_by_type.items():
+        points = _points(cpu, name, threads)
+        seconds = num_bytes * share.bytes * _seconds_per_byte(points, share.tokens)
+        if share.tokens > 1:
+            seconds /= COLUMNS_SHARE
+        terms[_binding(points, read_rate(cpu, threads), share.tokens)] += seconds
     large = share.bytes * sum(num_bytes_by_type.values()) > PRODUCT_BYTES * max(products, 1)
     product_s = PRODUCT_S if large else cpu.operation_s
-    return seconds + part * UNIT_ROWS * cpu.operation_s + products * product_s
+    terms[Bottleneck.OVERHEAD] = part * UNIT_ROWS * cpu.operation_s + products * product_s
+    return terms
 
 
 def gpu_seconds(
     gpu: Gpu, num_bytes: float, num_weights: float, share: Share, products: float, *, part: float = 1.0
 ) -> float:
     """The same on the GPU: reading, or multiplying where there are many tokens."""
+    return sum(gpu_terms(gpu, num_bytes, num_weights, share, products, part=part).values())
+
+
+def gpu_terms(
+    gpu: Gpu, num_bytes: float, num_weights: float, share: Share, products: float, *, part: float = 1.0
+) -> Terms:
+    """The same by what takes the seconds."""
     reading = num_bytes * share.bytes / gpu.read_bytes_per_s
     multiplying = 2 * num_weights * share.bytes * share.tokens / gpu.flops_per_s
-    return max(reading, multiplying) + gpu.launch_s * (part * UNIT_LAUNCHES + products)
+    overhead = gpu.launch_s * (part * UNIT_LAUNCHES + products)
+    return {**_longer(Bottleneck.GPU_BANDWIDTH, reading, multiplying), Bottleneck.OVERHEAD: overhead}
 
 
 def cpu_attention_seconds(cpu: Cpu, threads: int, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
     """Attention of `tokens` tokens behind `depth` others over a layer's cache in RAM."""
+    return sum(cpu_attention_terms(cpu, threads, shape, layer, tokens, depth).values())
+
+
+def cpu_attention_terms(cpu: Cpu, threads: int, shape: ModelShape, layer: int, tokens: int, depth: int) -> Terms:
+    """The same by what takes the seconds."""
     flops_per_s = cpu.flops_per_s * min(threads / cpu.threads, 1.0)
     scores = SCORE_FLOPS * _scores(shape, tokens, depth) / flops_per_s
     reading = _cache_bytes(shape, layer, tokens, depth) / (CACHE_READ_SHARE * read_rate(cpu, threads))
-    return max(reading, scores) + cpu.operation_s
+    return {**_longer(Bottleneck.RAM_BANDWIDTH, reading, scores), Bottleneck.OVERHEAD: cpu.operation_s}
 
 
 def gpu_attention_seconds(gpu: Gpu, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
     """The same over a cache in the GPU's memory."""
+    return sum(gpu_attention_terms(gpu, shape, layer, tokens, depth).values())
+
+
+def gpu_attention_terms(gpu: Gpu, shape: ModelShape, layer: int, tokens: int, depth: int) -> Terms:
+    """The same by what takes the seconds."""
     scores = SCORE_FLOPS * _scores(shape, tokens, depth) / gpu.flops_per_s
-    return max(_cache_bytes(shape, layer, tokens, depth) / gpu.read_bytes_per_s, scores) + gpu.launch_s
+    reading = _cache_bytes(shape, layer, tokens, depth) / gpu.read_bytes_per_s
+    return {**_longer(Bottleneck.GPU_BANDWIDTH, reading, scores), Bottleneck.OVERHEAD: gpu.launch_s}
+
+
+def binding(terms: Terms) -> Bottleneck:
+    """What takes most of the seconds."""
+    return max(terms, key=lambda term: terms[term])
+
+
+def _longer(bandwidth: Bottleneck, reading_s: float, computing_s: float) -> Terms:
+    """Reading and computing side by side: the longer takes the time."""
+    return {bandwidth: reading_s} if reading_s >= computing_s else {Bottleneck.COMPUTE: computing_s}
+
+
+def _binding(points: list[KernelPoint], read_bytes_per_s: float, columns: float) -> Bottleneck:
+    """What a product waits for, whose points are of one type and thread count, in a RAM of that bandwidth.
+
+    RAM, where reading explains its time; computing, where multiplications at the best rate of any number of columns do.
+    Where neither does, RAM for half of it or more: what is left is unpacking.
+    """
+    nearest = min(points, key=lambda point: abs(point.columns - columns))
+    reading = nearest.bytes_per_s / read_bytes_per_s
+    multiplying = nearest.macs_per_s / max(point.macs_per_s for point in points) if len(points) > 1 else 0.0
+    from_ram = reading >= EXPLAINED or (reading >= READING_SHARE and multiplying < EXPLAINED)
+    return Bottleneck.RAM_BANDWIDTH if from_ram else Bottleneck.COMPUTE
 
 
 def read_rate(cpu: Cpu, threads: int) -> float:

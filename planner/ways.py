@@ -1,6 +1,8 @@
-"""What this version executes: loops on devices, each holding all of a model in one memory, and how a model fits there.
+"""What this version executes: loops on devices, where each holds a model, and how a model fits there.
 
-Knows nothing about speed. Anything else than these ways is planned and simulated, not run.
+A model is held in one memory as a whole, or all of it but its experts, or a dense model's layers, which are then read
+from flash into slots when a step needs them. Knows nothing about speed. Anything else than these ways is planned and
+simulated, not run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from planner.budget import Budget
 from planner.memory import FLOAT32_BYTES, fits, memory_needs
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Needs, Placement, WeightsForm
+from planner.streamed import all_slots, least_slots, slot_bytes, streamed_needs, streamed_units
 
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_PROMPT_TOKENS = 128
@@ -28,10 +31,11 @@ class Way:
     loop: str
     device: Device
     form: WeightsForm
+    streams: bool = False  # from flash what `streamed.streamed_units` tells
 
     @property
     def tier(self) -> Tier:
-        """The memory that holds everything."""
+        """The memory that holds all that is not streamed."""
         return Tier.GPU if self.device is Device.GPU else Tier.RAM
 
 
@@ -39,6 +43,7 @@ class Way:
 EXECUTED = (
     Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
+    Way(PROGRAM, Device.CPU, WeightsForm.PACKED, streams=True),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
     Way(LLAMA_CPP, Device.GPU, WeightsForm.PACKED),
@@ -46,7 +51,7 @@ EXECUTED = (
 )
 # What may be asked for, and how it can be done.
 WAYS: Mapping[str, tuple[Way, ...]] = {
-    AUTO: EXECUTED[:2],
+    AUTO: EXECUTED[:3],
     **{loop: tuple(way for way in EXECUTED if way.loop == loop) for loop in (PROGRAM, SEQUENTIAL, LLAMA_CPP)},
 }
 
@@ -59,13 +64,16 @@ class Fit:
     context_tokens: int
     chunk_tokens: int
     needs: Needs
+    stream_slots: int = 0
 
 
-def ways_for(loop: str, *, has_gpu: bool) -> tuple[Way, ...]:
-    """How `loop` can be run with the devices there are; RequestError for a loop that is none."""
+def ways_for(loop: str, shape: ModelShape, *, has_gpu: bool) -> tuple[Way, ...]:
+    """How `loop` can run a model with the devices there are; RequestError for a loop that is none."""
     if loop not in WAYS:
         raise RequestError(f"there is no loop {loop!r}", hint=f"choose one of {', '.join(WAYS)}")
-    return tuple(way for way in WAYS[loop] if way.device is Device.CPU or has_gpu)
+    return tuple(
+        way for way in WAYS[loop] if (way.device is Device.CPU or has_gpu) and (all_slots(shape) > 0 or not way.streams)
+    )
 
 
 def fitting(shape: ModelShape, budget: Budget, ways: Sequence[Way], context_tokens: int | None) -> tuple[Fit, ...]:
@@ -87,6 +95,8 @@ def default_context(shape: ModelShape) -> int:
 
 def fit_way(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
     """This way of holding the model with the largest prefill chunk that fits."""
+    if way.streams:
+        return _fit_streamed(shape, budget, way, context_tokens)
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
     while True:
         needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
@@ -95,6 +105,20 @@ def fit_way(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) ->
         if chunk <= MIN_CHUNK_TOKENS:
             return None
         chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
+
+
+def _fit_streamed(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
+    """As many slots as there is room for, with the largest chunk whose tokens' needs of a layer they can hold."""
+    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
+    while True:
+        needs = streamed_needs(shape, budget, context_tokens=context_tokens, chunk_tokens=chunk, slots=0)
+        slots = min((budget.ram_bytes - needs.ram.needed_bytes) // slot_bytes(shape), all_slots(shape))
+        if slots >= least_slots(shape, chunk):
+            needs = streamed_needs(shape, budget, context_tokens=context_tokens, chunk_tokens=chunk, slots=slots)
+            return Fit(way, context_tokens, chunk, needs, slots)
+        if chunk == 1:
+            return None
+        chunk //= 2
 
 
 def longest_context(shape: ModelShape, budget: Budget, way: Way, below: int) -> Fit | None:
@@ -121,9 +145,15 @@ def held_units(shape: ModelShape, form: WeightsForm, context_tokens: int) -> Ite
 def placements(shape: ModelShape, fit: Fit) -> tuple[Placement, ...]:
     """Every unit, and the KV cache of every layer, where `fit` holds and computes them."""
     return tuple(
-        Placement(name, kind, layer_of(name), num_bytes, fit.way.tier, fit.way.device)
+        Placement(name, kind, layer_of(name), num_bytes, tier_of(shape, fit.way, name), fit.way.device)
         for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens)
     )
+
+
+def tier_of(shape: ModelShape, way: Way, unit: str) -> Tier:
+    """Where a unit, or a layer's KV cache, lies in this way of holding a model."""
+    is_streamed = way.streams and any(unit == streamed.name for streamed in streamed_units(shape))
+    return Tier.FLASH if is_streamed else way.tier
 
 
 def layer_of(unit: str) -> int | None:

@@ -5,9 +5,11 @@ Each loop brings libraries that take their time to import, so each is imported w
 
 from collections.abc import Callable
 
+from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from planner.plan import Plan, Settings, WeightsForm
-from planner.solve import LLAMA_CPP, SEQUENTIAL
+from planner.profile import stores_folder
+from planner.ways import LLAMA_CPP, PROGRAM, SEQUENTIAL
 from runtime.architectures import Model, describe
 from runtime.executor.base import Executor
 
@@ -17,23 +19,42 @@ Progress = Callable[[int, int], None]
 def make_executor(gguf: GGUFFile, plan: Plan, *, on_load: Progress | None) -> Executor:
     """Load the weights where the plan puts them, for the loop it names.
 
-    Raises `UnsupportedModelError` for an architecture or quant type that the loop does not know.
+    Raises `PlanError` for a loop that is none, `UnsupportedModelError` for an architecture or quant type that the loop
+    does not know.
     """
     if plan.settings.loop == LLAMA_CPP:
         from runtime.executor.llama_cpp import LlamaCppExecutor  # noqa: PLC0415
 
         return LlamaCppExecutor(gguf, plan)
-    make = _sequential if plan.settings.loop == SEQUENTIAL else _program
+    loops = {PROGRAM: _program, SEQUENTIAL: _sequential}
+    make = loops.get(plan.settings.loop)
+    if make is None:
+        raise PlanError(
+            f"settings.loop is {plan.settings.loop!r}; it must be one of {', '.join((*loops, LLAMA_CPP))}",
+            hint="plan again with `strata plan`",
+        )
     return make(gguf, describe(gguf), plan.settings, on_load)
 
 
 def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress | None) -> Executor:
+    from cpu_kernels.isa import current as current_isa  # noqa: PLC0415
     from runtime.executor.program import ProgramExecutor  # noqa: PLC0415 - brings llvmlite and numba
     from runtime.panels import PanelWeights  # noqa: PLC0415
+    from runtime.stored import stored_bundles  # noqa: PLC0415
+    from runtime.streamed import GGUFBundles, StreamedWeights  # noqa: PLC0415
 
-    weights = PanelWeights(gguf, model, threads=settings.threads)
-    weights.load(on_load)
-    executor = ProgramExecutor(model, weights, threads=settings.threads)
+    if not settings.stream_slots:
+        weights = PanelWeights(gguf, model, threads=settings.threads)
+        weights.load(on_load)
+        executor = ProgramExecutor(model, weights, threads=settings.threads)
+    else:
+        isa = current_isa()
+        source = stored_bundles(gguf, model, isa, stores_folder()) or GGUFBundles(gguf, model, isa)
+        streamed = StreamedWeights(source, model, isa, slots=settings.stream_slots)
+        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed)
+        weights.load(on_load)
+        chunk = settings.prefill_chunk_tokens
+        executor = ProgramExecutor(model, weights, threads=settings.threads, chunk_tokens=chunk)
     executor.warm_up()
     return executor
 

@@ -6,6 +6,7 @@ run beside it; the KV caches of all sequences together hold at most the plan's c
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
+from offload.routing_trace import TraceRecorder, model_name
 from planner.budget import Budget
 from planner.cost import record_run
 from planner.plan import Measurement, Plan
+from planner.plan_check import check_runnable
 from planner.solve import AUTO, plan_here
 from runtime.backend import make_executor
 from runtime.chat_template import ChatTemplate
-from runtime.executor.base import Step
+from runtime.executor.base import RoutedExecutor, Step
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
 from runtime.process import peak_ram_bytes
+from runtime.replan import Replan, Replanner
 from runtime.sampler import SamplingParams
 from runtime.session import Session
 from runtime.text import ModelText
@@ -70,10 +74,13 @@ class Engine(Closing):
     ) -> None:
         self._gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
         self.text = text or ModelText(self._gguf, chat_template=chat_template)
-        self.plan = plan or plan_here(
-            self._gguf, context_tokens=context_tokens, threads=threads, budget=budget, loop=loop
+        self.plan = (
+            plan_here(self._gguf, context_tokens=context_tokens, threads=threads, budget=budget, loop=loop)
+            if plan is None
+            else check_runnable(plan, self._gguf)
         )
         self.executor = make_executor(self._gguf, self.plan, on_load=on_load)
+        self._replanner = Replanner(self.plan, self.executor)
         self.measured: Measurement | None = None
 
     @property
@@ -95,6 +102,11 @@ class Engine(Closing):
     def context_tokens(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.plan.settings.context_tokens
+
+    @property
+    def replanned(self) -> tuple[Replan, ...]:
+        """Where the runs so far departed from the plan, and why."""
+        return tuple(self._replanner.replanned)
 
     def session(self) -> Session:
         """A KV cache for a conversation: pass it to `generate` so that only new tokens are computed."""
@@ -131,6 +143,7 @@ class Engine(Closing):
             stop=stop,
             max_tokens=max_tokens,
         )
+        self._replanner.begin()
         total = generation.timing.prompt_tokens
         if on_prefill is not None:
             on_prefill(0, total)
@@ -176,8 +189,13 @@ class Engine(Closing):
         following = next(waiting, None)
         running: dict[int, Generation] = {}
         free_rows = self.context_tokens
+
+        def room() -> int:
+            """Sequences that may run at once: while RAM is short, no more than run already, but for one."""
+            return min(parallel, max(len(running), 1)) if self._replanner.is_pressed else parallel
+
         while running or following is not None:
-            while following is not None and len(running) < parallel and following.rows <= free_rows:
+            while following is not None and len(running) < room() and following.rows <= free_rows:
                 running[following.index] = self._start(following)
                 free_rows -= following.rows
                 following = next(waiting, None)
@@ -200,10 +218,16 @@ class Engine(Closing):
         steps = (Step(ids[start : start + chunk], kv) for start in range(0, len(ids), chunk))
         return np.concatenate([self.executor.forward([step], logits="all")[0] for step in steps])
 
+    def record_routing(self) -> TraceRecorder:
+        """Collects which experts tokens use from now on; RequestError where no program runs routed experts."""
+        if not isinstance(self.executor, RoutedExecutor):
+            raise RequestError(f"the {self.plan.settings.loop} loop records no routing", hint="use --loop program")
+        return self.executor.record_routing(model_name(self._gguf))
+
     def learn(self) -> Measurement | None:
         """Keep the last run's speeds beside the prediction, so that later predictions are corrected; returns them."""
         if self.measured is not None:
-            record_run(self.plan, self.measured)
+            record_run(self.plan, self._replanner.lesson(self.measured))
         return self.measured
 
     def close(self) -> None:
@@ -213,10 +237,16 @@ class Engine(Closing):
         self._gguf.close()
 
     def _advance(self, generations: Sequence[Generation]) -> list[Piece | None]:
-        """One step of every sequence."""
-        chunk = self.plan.settings.prefill_chunk_tokens
-        rows = self.executor.forward([generation.next_step(chunk) for generation in generations])
-        return [generation.advance(row[-1]) for generation, row in zip(generations, rows, strict=True)]
+        """One step of every sequence; its time is held against the plan."""
+        replanner, started = self._replanner, time.perf_counter()
+        decoding = all(generation.prompt_tokens_left == 0 for generation in generations)
+        if not decoding:
+            replanner.prompt_step()
+        rows = self.executor.forward([generation.next_step(replanner.chunk_tokens) for generation in generations])
+        pieces = [generation.advance(row[-1]) for generation, row in zip(generations, rows, strict=True)]
+        if decoding:
+            replanner.decoded(len(generations), time.perf_counter() - started)
+        return pieces
 
     def _sized(self, index: int, request: Request) -> _Sized:
         """The request with its token ids and the KV rows it may come to need."""

@@ -1,8 +1,9 @@
 """The weights of a model in panels: every matrix packed once for this machine's kernels, vectors as float32.
 
 Matrices lie in one piece of memory, those that are multiplied with the same activations side by side (`joined`), so
-that one product serves them all. Knows nothing about programs. Invariants: while loading, no more than three units
-(`UNIT_BYTES`) of a file's bytes are in memory beside the panels; one that holds NaN or infinity is never handed out.
+that one product serves them all; some may be left to `StreamedWeights`. Knows nothing about programs.
+Invariants: while loading, no more than three units (`UNIT_BYTES`) of a file's bytes are in memory beside the panels;
+one that holds NaN or infinity is never handed out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,55 +13,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.formats import PanelFormat, has_panel_format, panel_format
+from cpu_kernels.formats import has_panel_format, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.isa import current as current_isa
 from cpu_kernels.pack import pack
-from cpu_kernels.panel_rows import PanelRows, PanelSums
+from cpu_kernels.panel_rows import PanelRows
 from cpu_kernels.reference.dequantize import dequantizable, dequantize
-from offload.errors import ModelFormatError, UnsupportedModelError
+from offload.errors import UnsupportedModelError
 from offload.gguf import GGUFFile, TensorInfo
 from offload.memory import reserved_bytes
 from runtime.architectures.base import Model
+from runtime.bundles import is_vector, layer_bundles
+from runtime.finite import FiniteCheck
+from runtime.panel import Panel
+from runtime.streamed import StreamedWeights
 
 UNIT_BYTES = 16 << 20
 GROUPS_A_UNIT = 16  # a unit is a multiple: then it begins on a cache line whatever a group's bytes are
-VECTOR_SUFFIXES = ("_norm", "_bias", "_scale")
-# matrices that see the same activations, and so are packed side by side
-BUNDLES = (
-    ("attn_q", "attn_k", "attn_v"),
-    ("ffn_gate", "ffn_up"),
-    ("ffn_gate_exps", "ffn_up_exps"),
-    ("ffn_gate_shexp", "ffn_up_shexp"),
-)
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """A matrix (rows, columns) in panels at `address`, or as many as there are experts, `expert_bytes` apart."""
-
-    form: PanelFormat
-    address: int
-    rows: int
-    columns: int
-    experts: int = 1
-    expert_bytes: int = 0
-
-
-def joined(panels: Sequence[Panel]) -> Panel | None:
-    """One panel of all rows, in that order, if they lie so in memory; None if they do not."""
-    first = panels[0]
-    rows = 0
-    for panel in panels:
-        if panel.form.quant_type != first.form.quant_type or panel.columns != first.columns:
-            return None
-        whole_groups, rest = divmod(rows, first.form.group_rows)
-        if rest or panel.address != first.address + whole_groups * first.form.group_bytes(first.columns):
-            return None
-        rows += panel.rows
-    return replace(first, rows=rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +47,51 @@ class _Unit:
 class PanelWeights:
     """The weights of `model`, read from `gguf`, which must stay open until `load` has returned."""
 
-    def __init__(self, gguf: GGUFFile, model: Model, *, isa: ISA | None = None, threads: int = 1) -> None:
-        """UnsupportedModelError naming a tensor whose type has no kernel."""
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        model: Model,
+        *,
+        isa: ISA | None = None,
+        threads: int = 1,
+        streamed: StreamedWeights | None = None,
+    ) -> None:
+        """`streamed`: the weights that are not to be loaded, which belong to this from now on.
+
+        UnsupportedModelError naming a tensor whose type has no kernel.
+        """
         self.isa = isa or current_isa()
+        self.streamed = streamed
         self._gguf = gguf
         self._model = model
         self._threads = threads
-        self._bundles = list(_bundles(model))
-        self._vector_tensors = [tensor for name, tensor in model.tensors() if _is_vector(name)]
+        left_out = frozenset() if streamed is None else streamed.tensors
+        self._bundles = [bundle for bundle in _bundles(model) if bundle[0].name not in left_out]
+        self._vector_tensors = [tensor for name, tensor in model.tensors() if is_vector(name)]
         self._panels: dict[str, Panel] = {}
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self._arena = np.empty(0, np.uint8)
         self._rows: PanelRows | None = None
         self._embedding: NDArray[np.uint8] | None = None  # (vocab, row bytes), unless the output's panels hold it
-        self._sums: dict[tuple[str, int], PanelSums] = {}
+        self._finite = FiniteCheck(gguf.path)
         self._check_types()
 
     @property
     def num_bytes(self) -> int:
         """Bytes held in RAM."""
         embedding = 0 if self._embedding is None else self._embedding.nbytes
-        return self._arena.nbytes + embedding + sum(vector.nbytes for vector in self._vectors.values())
+        streamed = 0 if self.streamed is None else self.streamed.cache.num_bytes
+        return self._arena.nbytes + embedding + streamed + sum(vector.nbytes for vector in self._vectors.values())
 
     def panel(self, tensor: TensorInfo) -> Panel:
         """A matrix; KeyError for a tensor that is none."""
-        return self._panels[tensor.name]
+        panel = self._panels.get(tensor.name)
+        return self.streamed.panel(tensor) if panel is None and self.streamed is not None else self._panels[tensor.name]
+
+    def close(self) -> None:
+        """Ends the reads of streamed weights; may be called twice."""
+        if self.streamed is not None:
+            self.streamed.close()
 
     def vector(self, tensor: TensorInfo) -> NDArray[np.float32]:
         """A norm's weights, a bias, a factor or a table of divisors; it stays where it is in memory."""
@@ -113,7 +104,7 @@ class PanelWeights:
         assert self._embedding is not None, "load was called"
         tensor = self._model.token_embd
         rows = dequantize(self._embedding[np.asarray(ids)], tensor.quant_type)
-        self._check_finite(tensor, rows)
+        self._finite.values(tensor, rows)
         return rows
 
     def load(self, progress: Progress | None = None) -> None:
@@ -121,20 +112,20 @@ class PanelWeights:
 
         FlashError if reading fails; ModelFormatError naming a tensor that holds NaN or infinity.
         """
-        total = sum(tensor.num_bytes for _, tensor in self._model.tensors())
+        left_out = frozenset() if self.streamed is None else self.streamed.tensors
+        total = sum(tensor.num_bytes for _, tensor in self._model.tensors() if tensor.name not in left_out)
         done = 0
         for num_bytes in self._load():
             done += num_bytes
             if progress is not None:
                 progress(done, total)
-        self._sums.clear()
 
     def _load(self) -> Iterator[int]:
         """Loads all, yielding the bytes of the file that each part took."""
         self._place()
         for tensor in self._vector_tensors:
             vector = dequantize(self._gguf.read(tensor).reshape(1, -1), tensor.quant_type).reshape(-1)
-            self._check_finite(tensor, vector)
+            self._finite.values(tensor, vector)
             self._vectors[tensor.name] = np.ascontiguousarray(vector)
             yield tensor.num_bytes
         for unit, data in self._read_ahead():
@@ -205,24 +196,7 @@ class PanelWeights:
         out = self._arena[offset : offset + panel.form.panel_bytes(unit.rows, panel.columns)]
         quant_type = unit.tensor.quant_type
         pack(data.reshape(-1), quant_type, unit.rows, panel.columns, self.isa, out, self._threads)
-        self._check_panel(unit.tensor, panel, out.ctypes.data, data)
-
-    def _check_panel(self, tensor: TensorInfo, panel: Panel, address: int, data: NDArray[np.uint8]) -> None:
-        """A sum is finite unless a weight is not, or it overflows; decoding tells the two apart."""
-        key = (panel.form.name, panel.columns)
-        if key not in self._sums:
-            self._sums[key] = PanelSums(panel.form, panel.columns)
-        sums = self._sums[key].of(address, len(data))
-        if not np.isfinite(sums).all():
-            with np.errstate(invalid="ignore", over="ignore"):
-                self._check_finite(tensor, dequantize(data[~np.isfinite(sums)], tensor.quant_type))
-
-    def _check_finite(self, tensor: TensorInfo, values: NDArray[np.float32]) -> None:
-        if not np.isfinite(values).all():
-            raise ModelFormatError(
-                f"{self._gguf.path}: tensor {tensor.name} holds weights that are not finite numbers",
-                hint="the file is damaged, or was converted from a damaged model; fetch it again",
-            )
+        self._finite.panel(unit.tensor, panel.form, panel.columns, out.ctypes.data, data)
 
     def _check_types(self) -> None:
         for bundle in self._bundles:
@@ -240,18 +214,11 @@ class PanelWeights:
         )
 
 
-def _is_vector(name: str) -> bool:
-    return name.endswith(VECTOR_SUFFIXES) or name.startswith("rope_")
-
-
 def _bundles(model: Model) -> Iterator[tuple[TensorInfo, ...]]:
     """The matrices in the order a step reads them, those of one bundle together."""
     for layer in model.layers:
-        tensors = {name: tensor for name, tensor in layer.tensors() if not _is_vector(name)}
-        while tensors:
-            name = next(iter(tensors))
-            names = next((bundle for bundle in BUNDLES if name in bundle), (name,))
-            yield tuple(tensors.pop(part) for part in names if part in tensors)
+        for names in layer_bundles(layer):
+            yield tuple(getattr(layer, name) for name in names)
     yield (model.output,)
 
 

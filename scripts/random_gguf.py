@@ -39,6 +39,9 @@ MINIMA: Mapping[str, tuple[int, float]] = {
     "Q2_K": (82, 0.003), "Q4_K": (2, 0.00105), "Q5_K": (2, 0.0011), "Q4_1": (2, -0.03),
 }  # fmt: skip
 
+# of scales, so that what a token's context adds does not drown the token, and routers see tokens that differ
+FACTORS = {"token_embd": 16.0, "attn_output": 0.05}
+
 Dimensions = tuple[int, ...]  # as GGUF has them: columns first
 
 
@@ -119,10 +122,14 @@ def type_of(name: str, dimensions: Dimensions, shape_name: str, file_type: str) 
     return quant_type(str(entry["default"]))
 
 
-def random_blocks(rng: np.random.Generator, kind: QuantType, num_bytes: int) -> NDArray[Any]:
-    """Random quant blocks with scales that keep activations finite."""
+def random_blocks(rng: np.random.Generator, kind: QuantType, num_bytes: int, factor: float = 1.0) -> NDArray[Any]:
+    """Random quant blocks with scales that keep activations finite, times `factor` where they are numbers.
+
+    Half of the scales are negative: codes have a mean that is not zero, and what all rows have in common would grow
+    from layer to layer until every token looked the same to the routers.
+    """
     if kind.name == "F16":
-        return (rng.standard_normal(num_bytes // 2, dtype=np.float32) * 0.02).astype(np.float16)
+        return (rng.standard_normal(num_bytes // 2, dtype=np.float32) * 0.02 * factor).astype(np.float16)
     words = rng.integers(0, 2**64, size=(num_bytes + 7) // 8, dtype=np.uint64)
     blocks = words.view(np.uint8)[:num_bytes].reshape(-1, kind.block_bytes)
     if kind.name == "MXFP4":
@@ -130,10 +137,12 @@ def random_blocks(rng: np.random.Generator, kind: QuantType, num_bytes: int) -> 
     elif kind.name == "NVFP4":
         blocks[:, :4] = 0x18
     else:
+        negative = rng.integers(0, 2, len(blocks), np.uint8) << 7
         for table in (SCALES, MINIMA):
             if kind.name in table:
                 offset, value = table[kind.name]
-                blocks[:, offset : offset + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+                blocks[:, offset : offset + 2] = np.frombuffer(np.float16(value * factor).tobytes(), np.uint8)
+                blocks[:, offset + 1] ^= negative
     if kind.name == "Q6_K":
         blocks[:, 192:208] &= 0x1F  # small sub-scales
     if kind.name == "TQ2_0":
@@ -191,10 +200,11 @@ def write_tensor(
     elif len(dimensions) == 1:
         file.write(np.ones(dimensions[0], np.float32).tobytes())
     else:
+        factor = next((factor for part, factor in FACTORS.items() if part in name), 1.0)
         chunk = max(1, CHUNK_BYTES // kind.block_bytes) * kind.block_bytes
         while left:
             size = min(left, chunk)
-            file.write(np.ascontiguousarray(random_blocks(rng, kind, size)).data.cast("B"))
+            file.write(np.ascontiguousarray(random_blocks(rng, kind, size, factor)).data.cast("B"))
             left -= size
     file.write(b"\0" * (-total % ALIGNMENT))
     return total

@@ -20,6 +20,7 @@ from runtime.cli.console import progress, write_json, write_text
 from runtime.cli.groups import grouped
 from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model
 
+MOST_DIGITS = 9
 KERNEL_TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "Q2_K", "TQ2_0", "F16")
 
 
@@ -56,38 +57,43 @@ def model(
     *,
     invocation: typer.Context,
     launch: BenchOptions,
-    prompt: Annotated[list[int], typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 skips.")] = [128],  # noqa: B006
-    generate: Annotated[list[int], typer.Option("-n", "--n-gen", help="Answer lengths; 0 skips.")] = [64],  # noqa: B006
-    depth: Annotated[list[int], typer.Option("-d", "--n-depth", help="Tokens of context before.")] = [0],  # noqa: B006
+    prompt: Annotated[list[str], typer.Option("-p", "--n-prompt", help="Prompt lengths: 128,512; 0 skips.")] = ["128"],  # noqa: B006
+    generate: Annotated[list[str], typer.Option("-n", "--n-gen", help="Answer lengths: 32,64; 0 skips.")] = ["64"],  # noqa: B006
+    depth: Annotated[list[str], typer.Option("-d", "--n-depth", help="Tokens of context before: 0,4096.")] = ["0"],  # noqa: B006
+    threads: Annotated[list[str], typer.Option("-t", "--threads", help="CPU threads: 1,2.")] = [],  # noqa: B006
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Runs of each test.")] = 5,
     peer: Annotated[
         Peer | None, typer.Option("--peer", help="Measure it in turn on the same file (the extra `peer`).")
     ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="Form of the table.")] = Output.MD,
 ) -> None:
-    """Measure how fast a model runs here."""
+    """Measure how fast a model runs here: a row for every combination of the lists."""
     if invocation.invoked_subcommand:
         return
     from runtime.bench import BenchTest, as_row, measure  # noqa: PLC0415 - brings torch
     from runtime.cli.launch import running_engine  # noqa: PLC0415
 
-    if min([*prompt, *generate, *depth]) < 0:
-        raise RequestError("lengths must not be negative")
-    tests = [BenchTest(tokens, 0, before) for before in depth for tokens in prompt if tokens]
-    tests += [BenchTest(0, tokens, before) for before in depth for tokens in generate if tokens]
+    depths = numbers("-d", depth)
+    tests = [BenchTest(tokens, 0, before) for before in depths for tokens in numbers("-p", prompt) if tokens]
+    tests += [BenchTest(0, tokens, before) for before in depths for tokens in numbers("-n", generate) if tokens]
     if not tests:
         raise RequestError("nothing to measure: every length is 0")
+    if threads and launch.plan_file is not None:
+        raise RequestError("-t does not go with --plan: the plan says how many threads", hint="give one of them")
     launch = replace(launch, context=launch.context or max(test.rows for test in tests))
+    counts: list[int | None] = [*numbers("-t", threads, least=1)]
     rows = []
-    with ExitStack() as stack:
-        engines = [stack.enter_context(running_engine(launch, quiet=True))]
-        if peer is not None:
-            other = replace(launch, engine=EngineChoice(peer.value))
-            engines.append(stack.enter_context(running_engine(other, quiet=True)))
-        for test in tests:
-            with progress(test.name, unit="runs") as report:
-                results = measure(engines, test, repetitions=repetitions, on_repetition=report)
-            rows.append(as_row(engines[0], *results))
+    for count in counts or [None]:
+        ours = replace(launch, threads=count)
+        with ExitStack() as stack:
+            engines = [stack.enter_context(running_engine(ours, quiet=True))]
+            if peer is not None:
+                other = replace(ours, engine=EngineChoice(peer.value))
+                engines.append(stack.enter_context(running_engine(other, quiet=True)))
+            for test in tests:
+                with progress(test.name, unit="runs") as report:
+                    results = measure(engines, test, repetitions=repetitions, on_repetition=report)
+                rows.append(as_row(engines[0], *results))
     write_rows(rows, output)
 
 
@@ -126,6 +132,17 @@ def kernels(
             f"{figure.share_of_peak:.0%}",
         )
     Console(highlight=False).print(table)
+
+
+def numbers(option: str, texts: Sequence[str], least: int = 0) -> list[int]:
+    """The numbers of an option given as `-p 128,512 -p 1024`; RequestError for what is no list of such numbers."""
+    found = [part.strip() for text in texts for part in text.split(",")]
+    for part in found:
+        if not (part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS and int(part) >= least):
+            raise RequestError(
+                f"{option} has {part!r}: not a whole number from {least} on", hint=f"write lists as {option} 128,512"
+            )
+    return [int(part) for part in found]
 
 
 def write_rows(rows: Sequence[dict[str, Any]], output: Output) -> None:

@@ -129,7 +129,9 @@ def _stats(conversation: "Conversation", engine: "Engine") -> None:
     held = conversation.session.kv.length
     console.print(f"{held} of {engine.context_tokens} tokens of context in use")
     if engine.measured is not None:
-        render_comparison(console, engine.plan.predicted, engine.measured)
+        render_comparison(console, engine.plan.predicted, engine.measured, engine.plan.budget)
+    for replan in engine.replanned:
+        console.print(f"after {replan.token} tokens: {replan}", markup=False)
 
 
 def _read_line(prompt: str) -> str | None:

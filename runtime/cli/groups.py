@@ -1,6 +1,7 @@
 """Groups of options: a command takes a dataclass, the command line shows its fields as options.
 
-Knows nothing of particular options. Each field's annotation is a typer option, its default the option's.
+Knows nothing of particular options. Each field's annotation is a typer option, its default the option's. A parameter
+that a command declares under a field's name takes that option's place; the field keeps its default.
 """
 
 import functools
@@ -17,13 +18,16 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name in groups:
-            parameters += _options(groups[name])
+            parameters += [option for option in _options(groups[name]) if option.name not in hints]
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        made = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in groups.items()}
+        made = {
+            name: kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name not in hints})
+            for name, kind in groups.items()
+        }
         function(**values, **made)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

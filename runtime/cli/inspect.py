@@ -14,13 +14,14 @@ from offload.gguf import GGUFFile, MetadataValue, TensorInfo
 from planner.budget import format_size
 from runtime.cli import options
 from runtime.cli.console import write_json
+from runtime.cli.headers import open_header
 
 SHOWN_ITEMS = 4
 SHOWN_CHARACTERS = 96
 
 
 def command(
-    file: Annotated[str | None, typer.Argument(help="A GGUF file, or `demo`.")] = None,
+    file: Annotated[str | None, typer.Argument(help="A GGUF file here or on a server, or `demo`.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="The same as the argument.")] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: options.AsJson = False,
@@ -29,7 +30,7 @@ def command(
     name = file or model
     if name is None:
         raise typer.BadParameter("name a GGUF file")
-    with GGUFFile.open(options.model_path(name)) as gguf:
+    with open_header(name) as gguf:
         if as_json:
             write_json(as_document(gguf))
         else:

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from offload.gguf import GGUFFile
@@ -97,12 +98,13 @@ def judge(engine: Engine, *, quiet: bool) -> None:
     measured = engine.learn()
     if measured is not None and not quiet:
         console.print()
-        render_comparison(console, engine.plan.predicted, measured)
+        render_comparison(console, engine.plan.predicted, measured, engine.plan.budget)
 
 
 def speeds(engine: Engine) -> dict[str, Any]:
-    """Prediction and measurement under the keys of `strata plan --json`."""
+    """Prediction and measurement under the keys of `strata plan --json`, and where the run departed from the plan."""
     return {
+        "replanned": [asdict(replan) for replan in engine.replanned],
         "predicted": engine.plan.predicted.as_dict(),
         "measured": engine.measured.as_dict() if engine.measured else None,
     }

@@ -11,7 +11,22 @@ import typer
 from rich.text import Text
 
 from offload.errors import RequestError, StrataError
-from runtime.cli import batch, bench, chat, doctor, inspect, perplexity, plan, profile, run, tokenize
+from runtime.cli import (
+    batch,
+    bench,
+    cache,
+    chat,
+    doctor,
+    inspect,
+    pack,
+    perplexity,
+    plan,
+    profile,
+    run,
+    store,
+    tokenize,
+    verify,
+)
 from runtime.cli.console import console, set_up_logging
 
 app = typer.Typer(
@@ -21,9 +36,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, chat, batch, plan, profile, inspect, doctor, tokenize, perplexity):
+for module in (run, chat, batch, plan, profile, inspect, doctor, pack, verify, tokenize, perplexity):
     app.command(name=module.__name__.rsplit(".", maxsplit=1)[-1])(module.command)
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
+app.add_typer(store.app, name="store")
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from offload.errors import RequestError
+from runtime.cli.remote_names import download_command, is_remote
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
 
@@ -130,6 +131,10 @@ def model_path(name: str) -> Path:
     path = Path(name)
     if name == "demo" and not path.exists():
         return DEMO_MODEL
+    if is_remote(name):
+        raise RequestError(
+            f"{name} lies on a server, and weights are read from local files", hint=f"first: {download_command(name)}"
+        )
     if not path.is_file():
         raise RequestError(f"there is no file {name}", hint="give the path of a GGUF file, or `-m demo`")
     return path

@@ -4,6 +4,7 @@ For this machine, or one that is described; the same search answers what-if, why
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from offload.errors import RequestError
-from offload.gguf import GGUFFile
 from planner import document
 from planner.compare import ranked
 from planner.explain import render_plan
@@ -29,8 +29,10 @@ from planner.what_if import best_help, what_if
 from planner.why import decode_problem, why
 from runtime.cli.console import console, write_json, write_text
 from runtime.cli.groups import grouped
-from runtime.cli.options import AsJson, BudgetText, Context, Loop, LoopChoice, PlanOptions, Threads, model_path
+from runtime.cli.headers import open_header
+from runtime.cli.options import AsJson, BudgetText, Context, Loop, LoopChoice, PlanOptions, Threads
 from runtime.cli.planning import question_by
+from runtime.cli.remote_names import download_command, is_remote
 
 
 class Peer(StrEnum):
@@ -43,7 +45,10 @@ class Peer(StrEnum):
 def command(
     *,
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]...", help="The model, or with --compare several.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...", help="The model: a file, a URL or hf:org/repo:QUANT; with --compare several."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="The same as FILE.")] = None,
     context: Context = None,
@@ -77,7 +82,7 @@ def command(
         questions = [
             question_by(
                 PlanOptions(name, context, threads, budget, loop),
-                stack.enter_context(GGUFFile.open(model_path(name))),
+                stack.enter_context(open_header(name)),
                 objective=objective,
                 machine=machine,
                 prompt_tokens=prompt_tokens,
@@ -88,7 +93,7 @@ def command(
         _compare(questions, as_json=as_json)
         return
     question = questions[0]
-    plan = solve_or_explain(question)
+    plan = _with_next_step(solve_or_explain(question))
     if save is not None:
         _save(plan, save)
     if trace is not None:
@@ -108,6 +113,14 @@ def _checked(names: list[str], *, compare: bool) -> list[str]:
     if len(names) > 1 and not compare:
         raise RequestError(f"{len(names)} models are named, one is planned for", hint="rank several with --compare")
     return names
+
+
+def _with_next_step(plan: Plan) -> Plan:
+    """`plan`, which says what is to be done before it can be run where the model lies on a server."""
+    if not is_remote(plan.model.path):
+        return plan
+    note = f"planned from the header on the server; to run it, first: {download_command(plan.model.path)}"
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _render(question: Question, plan: Plan, *, ask_what_if: bool, unit: str | None) -> None:

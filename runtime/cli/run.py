@@ -26,6 +26,9 @@ def command(
     system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
     max_tokens: MaxTokens = None,
+    record: Annotated[
+        Path | None, typer.Option("--record-routing", help="Write here which experts tokens used.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,6 +43,7 @@ def command(
         gguf, model_text = stack.enter_context(opened(launch))
         ids = _prompt_ids(model_text, text, system, raw=raw)
         engine = stack.enter_context(running(launch, gguf, model_text, quiet=quiet, prompt_tokens=len(ids)))
+        recorder = engine.record_routing() if record is not None else None
         if not quiet and ids == model_text.prompt_ids(text):  # the answer goes on where the prompt ends
             console.print(text, style="dim", end="", markup=False, soft_wrap=True)
         pieces = answer(
@@ -51,6 +55,8 @@ def command(
             cancelled=cancelled,
             write=_discard if as_json else write_text,
         )
+        if record is not None and recorder is not None:
+            recorder.trace().save(record)
         if as_json:
             write_json(
                 {

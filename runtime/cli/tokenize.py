@@ -8,6 +8,7 @@ import typer
 
 from runtime.cli import options
 from runtime.cli.console import write_text
+from runtime.cli.headers import open_header
 from runtime.tokenizer import Tokenizer
 
 
@@ -21,5 +22,6 @@ def command(
 ) -> None:
     """Print the token ids of a text as a JSON list."""
     text = options.read_text_file(file)
-    tokenizer = Tokenizer.from_gguf(options.model_path(model))
+    with open_header(model) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
     write_text(json.dumps(tokenizer.encode(text, add_special=special, parse_special=parse_special)) + "\n")

@@ -5,12 +5,14 @@ Knows nothing about how a step is computed or what the tokens mean.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.cache_counts import CacheCounts
 from offload.errors import RequestError
+from offload.routing_trace import TraceRecorder
 
 LogitsWanted = Literal["last", "all", "none"]
 
@@ -77,4 +79,27 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Frees what it holds; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class ThreadedExecutor(Protocol):
+    """An executor whose number of threads may change between two steps."""
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with that many threads from the next step on; logits and caches are the same, bit for bit."""
+        ...
+
+
+@runtime_checkable
+class RoutedExecutor(Protocol):
+    """An executor that can tell which experts its tokens use, and how many of them were found in RAM."""
+
+    @property
+    def cache_counts(self) -> CacheCounts | None:
+        """What the cache of streamed weights has seen; None where all are in RAM."""
+        ...
+
+    def record_routing(self, model_name: str) -> TraceRecorder:
+        """Collects what the routers decide from now on; RequestError for a model without routed experts."""
         ...

@@ -1,7 +1,8 @@
 """llama.cpp as an executor, for architectures and quant types that strata's own loop does not know.
 
-Needs the extra `peer`. Placement, context and threads are the plan's. Knows nothing of sampling: like every executor it
-turns tokens into logits. Invariant: a sequence's rows live under one llama.cpp sequence id, freed with its handle.
+Needs the extra `peer`. Loads by the flags that `strata plan --for llama.cpp` prints. Knows nothing of sampling: like
+every executor it turns tokens into logits. Invariant: a sequence's rows live under one llama.cpp sequence id, freed
+with its handle.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from offload.errors import DeviceError, RequestError, UnsupportedModelError
 from offload.gguf import GGUFFile
-from offload.tiers import Tier
+from planner.llama_cpp_flags import LlamaCppFlags, llama_cpp_flags
 from planner.plan import Plan
 from runtime.executor.base import Step
 
@@ -55,6 +56,12 @@ class LlamaCppKV:
             self.length = length
 
 
+class _BufferOverride(ctypes.Structure):
+    """`struct llama_model_tensor_buft_override` of llama.h: tensors by name, and the kind of memory that gets them."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
 class LlamaCppExecutor:
     """A model and a context of llama.cpp."""
 
@@ -63,18 +70,25 @@ class LlamaCppExecutor:
         lib.llama_backend_init()
         log.warning("computed by llama.cpp %s, placed by strata's plan", version("llama-cpp-python"))
         self._log_callback = _keep_quiet(lib)
-        layers = {placement.layer for placement in plan.placements if placement.tier is Tier.GPU}
+        flags = llama_cpp_flags(plan)
         model_params = lib.llama_model_default_params()
-        model_params.n_gpu_layers = len(layers)
-        model_params.use_mmap = False  # what the plan counts as held is held
+        model_params.n_gpu_layers = flags.gpu_layers
+        if hasattr(lib, "LLAMA_LOAD_MODE_NONE"):
+            model_params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if flags.mmap else lib.LLAMA_LOAD_MODE_NONE
+        else:  # before llama-cpp-python 0.3.36 or so
+            model_params.use_mmap = flags.mmap
+        overrides = _held_back(lib, flags)  # must live until the model is loaded
+        if overrides is not None:
+            model_params.tensor_buft_overrides = ctypes.addressof(overrides)
         self._model = lib.llama_model_load_from_file(str(gguf.path).encode(), model_params)
         if not self._model:
             raise UnsupportedModelError(f"llama.cpp cannot load {gguf.path}", hint="run again with -vv for its log")
         params = lib.llama_context_default_params()
         # llama.cpp aborts where context or batch could not hold a token of every sequence
-        params.n_ctx = max(plan.settings.context_tokens, MAX_SEQUENCES)
-        params.n_batch = params.n_ubatch = max(plan.settings.prefill_chunk_tokens, MAX_SEQUENCES)
-        params.n_threads = params.n_threads_batch = plan.settings.threads
+        params.n_ctx = max(flags.context_tokens, MAX_SEQUENCES)
+        params.n_batch = params.n_ubatch = max(flags.batch_tokens, MAX_SEQUENCES)
+        params.n_threads = params.n_threads_batch = flags.threads
+        params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{flags.kv_type.upper()}")
         params.n_seq_max = MAX_SEQUENCES
         params.kv_unified = True
         self._context = lib.llama_init_from_model(self._model, params)
@@ -139,6 +153,18 @@ class LlamaCppExecutor:
             self._library.llama_free(self._context)
             self._library.llama_model_free(self._model)
             self._context = None
+
+
+def _held_back(lib: ModuleType, flags: LlamaCppFlags) -> Any:
+    """The tensors that stay in RAM, as llama.cpp's array that ends with an empty entry; None where there are none."""
+    patterns = flags.held_back()
+    if not patterns:
+        return None
+    make = lib.llama_cpp._lib.ggml_backend_cpu_buffer_type
+    make.restype = ctypes.c_void_p
+    ram = make()
+    entries = [_BufferOverride(pattern.encode(), ram) for pattern in patterns]
+    return (_BufferOverride * (len(entries) + 1))(*entries)
 
 
 def _keep_quiet(lib: ModuleType) -> Any:

@@ -31,5 +31,5 @@ def test_limit_of_the_control_group_bounds_the_budget(confined: Path) -> None:
 
 def test_a_model_beyond_the_limit_is_refused_before_loading(confined: Path) -> None:
     with pytest.raises(DoesNotFitError, match="control group limit of 1") as caught:
-        make_plan(llama_8b(), budget=measure_budget(root=confined), profile=profile())
+        make_plan(llama_8b("F16"), budget=measure_budget(root=confined), profile=profile())
     assert caught.value.needed_bytes > caught.value.available_bytes

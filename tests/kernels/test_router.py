@@ -1,17 +1,14 @@
-"""Choice of experts, order by expert, the joined outputs, and the greatest logits against numpy."""
+"""Choice of experts, order by expert and the joined outputs against numpy."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cpu_kernels.head import argmax_rows, blocks_of, top_k_rows
 from cpu_kernels.isa import ISA
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
 from cpu_kernels.router import NOT_FINITE, combine_row, gather_row, group_row, route_row
-from tests.support.rows import ISA_NAMES, ISAS, THREADS, address, close, floats, run
+from tests.support.rows import ISA_NAMES, ISAS, address, close, floats
 
 every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
 
@@ -94,42 +91,3 @@ def test_logits_that_are_not_numbers_end_the_run(wrong: float) -> None:
     assert failure.value.code == NOT_FINITE
     with pytest.raises(ValueError, match="9 of 8 experts"):
         route_row(Matrix.of(logits), 0, 0, 3, used=9, norm=True, scale=1.0, status=0)
-
-
-@every_isa
-@pytest.mark.parametrize("columns", [1, 5, 4096, 4097, 128256])
-def test_greatest_logits(isa: ISA, columns: int) -> None:
-    logits = floats(0, 3, columns)
-    logits[0, columns // 2] = logits[0, columns - 1] = logits[0, columns // 3] = 50.0
-    logits[1, 0] = np.nan
-    if columns > 5:
-        logits[1, 4] = -np.inf
-    ids = np.zeros(3, np.int32)
-    scratch = np.zeros(8 * 3 * blocks_of(columns) * 40, np.uint8)
-    expected = np.argsort(-np.nan_to_num(logits, nan=-np.inf), axis=1, kind="stable")
-    for threads in THREADS:
-        run(*argmax_rows(Matrix.of(logits), address(scratch), address(ids), 3, isa=isa), threads=threads)
-        assert (ids == expected[:, 0]).all()
-    top_k = min(40, columns)
-    values, top_ids = np.zeros((3, top_k), np.float32), np.zeros((3, top_k), np.int32)
-    run(*top_k_rows(Matrix.of(logits), address(scratch), address(values), address(top_ids), 3, top_k=top_k))
-    assert (top_ids[[0, 2]] == expected[[0, 2], :top_k]).all()
-    assert (values[[0, 2]] == np.take_along_axis(logits, expected, 1)[[0, 2], :top_k]).all()
-    finite = min(top_k, max(0, columns - 2))
-    assert (top_ids[1, :finite] == expected[1, :finite]).all()
-    with pytest.raises(ValueError, match="top_k 0"):
-        top_k_rows(Matrix.of(logits), 0, 0, 0, 3, top_k=0)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=100), st.integers(1, 100))
-def test_equal_logits_count_in_order(numbers: list[int], wanted: int) -> None:
-    logits = np.array([numbers], np.float32)
-    top_k = min(wanted, len(numbers))
-    values, ids, one = np.zeros((1, top_k), np.float32), np.zeros((1, top_k), np.int32), np.zeros(1, np.int32)
-    scratch = np.zeros(8 * top_k, np.uint8)
-    run(*top_k_rows(Matrix.of(logits), address(scratch), address(values), address(ids), 1, top_k=top_k))
-    run(*argmax_rows(Matrix.of(logits), address(scratch), address(one), 1))
-    expected = np.argsort(-logits, axis=1, kind="stable")
-    assert (ids == expected[:, :top_k]).all()
-    assert one[0] == expected[0, 0]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 VOCABULARY = 4096
+RAM_BUFFERS = 0x5EED
 
 
 class Batch:
@@ -27,6 +28,9 @@ class Batch:
 class FakeLlamaCpp:
     """The functions of the module; `fail` names the step that goes wrong."""
 
+    GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+    LLAMA_LOAD_MODE_NONE, LLAMA_LOAD_MODE_MMAP = 0, 1
+
     def __init__(self, fail: str = "") -> None:
         self.fail = fail
         self.sequences: dict[int, int] = {}
@@ -35,6 +39,8 @@ class FakeLlamaCpp:
         self.model_params: Any = None
         self.context_params: Any = None
         self.log: Any = None
+        self.held_back: list[tuple[str, int]] = []
+        self.llama_cpp = SimpleNamespace(_lib=SimpleNamespace(ggml_backend_cpu_buffer_type=_RamBuffers()))
         self._rows: dict[int, np.ndarray] = {}
 
     def llama_backend_init(self) -> None:
@@ -55,6 +61,7 @@ class FakeLlamaCpp:
 
     def llama_model_load_from_file(self, _path: bytes, params: SimpleNamespace) -> str | None:
         self.model_params = params
+        self.held_back = _entries(getattr(params, "tensor_buft_overrides", 0))
         return None if self.fail == "load" else "model"
 
     def llama_init_from_model(self, _model: str, params: SimpleNamespace) -> str | None:
@@ -102,3 +109,22 @@ class FakeLlamaCpp:
 
     def llama_model_free(self, _model: str) -> None:
         self.freed.append("model")
+
+
+class _RamBuffers:
+    """A function of the C library: called without arguments, told its result's type."""
+
+    restype: Any = None
+
+    def __call__(self) -> int:
+        return RAM_BUFFERS
+
+
+def _entries(address: int) -> list[tuple[str, int]]:
+    """(pattern, buffer type) of the C array at `address`, up to its empty entry."""
+    pair, found = ctypes.c_void_p * 2, []
+    while address and (entry := pair.from_address(address))[0]:
+        pattern = ctypes.string_at(entry[0] or 0).decode()
+        found.append((pattern, entry[1] or 0))
+        address += ctypes.sizeof(pair)
+    return found

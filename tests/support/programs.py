@@ -7,26 +7,57 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.isa import ISA
+from cpu_kernels.isa import ISA, current
+from offload.flash import DEADLINE_S, ReadMode
 from offload.gguf import GGUFFile
+from offload.policies import PolicyName
 from runtime.architectures import describe
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
+from runtime.executor.program.executor import CHUNK_TOKENS
 from runtime.panels import PanelWeights
+from runtime.streamed import GGUFBundles, StreamedWeights
 
 
 @contextmanager
-def executor(path: Path, *, threads: int = 1, isa: ISA | None = None) -> Iterator[ProgramExecutor]:
+def executor(
+    path: Path, *, threads: int = 1, isa: ISA | None = None, chunk_tokens: int = CHUNK_TOKENS
+) -> Iterator[ProgramExecutor]:
     """An executor, closed at the end."""
     with GGUFFile.open(path) as file:
         model = describe(file)
         weights = PanelWeights(file, model, isa=isa, threads=threads)
         weights.load()
-    runner = ProgramExecutor(model, weights, threads=threads)
+    runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens)
     try:
         yield runner
     finally:
         runner.close()
+
+
+@contextmanager
+def streaming(
+    path: Path,
+    slots: int,
+    *,
+    threads: int = 1,
+    policy: PolicyName = PolicyName.LEAST_STALE,
+    mode: ReadMode = ReadMode.DIRECT,
+    chunk_tokens: int = CHUNK_TOKENS,
+    deadline_s: float = DEADLINE_S,
+) -> Iterator[tuple[ProgramExecutor, StreamedWeights]]:
+    """An executor whose experts, or layers, share that many slots, closed at the end."""
+    with GGUFFile.open(path) as file:
+        model, isa = describe(file), current()
+        source = GGUFBundles(file, model, isa)
+        streamed = StreamedWeights(source, model, isa, slots=slots, policy=policy, mode=mode, deadline_s=deadline_s)
+        weights = PanelWeights(file, model, isa=isa, threads=threads, streamed=streamed)
+        weights.load()
+        runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens)
+        try:
+            yield runner, streamed
+        finally:
+            runner.close()
 
 
 def logits_of(

@@ -8,13 +8,13 @@ from cpu_kernels.quant_types import QUANT_TYPES
 from planner import memory
 from runtime import weights
 from runtime.executor import layers
-from runtime.executor.program import runner
+from runtime.executor.program import executor, runner
 
 
 def test_the_planner_counts_with_the_executors_sizes():
     assert memory.UNIT_WEIGHTS == weights.UNIT_WEIGHTS
     assert memory.ATTENTION_SCORES == layers.SCORES_IN_MEMORY
-    assert memory.PROGRAM_CHUNK_TOKENS == runner.CHUNK_TOKENS
+    assert memory.PROGRAM_CHUNK_TOKENS == executor.CHUNK_TOKENS
     assert memory.PROGRAM_LOGITS_TOKENS == runner.LOGITS_TOKENS
 
 

@@ -10,15 +10,17 @@ import numpy as np
 
 from cpu_kernels.activations import quantize_row
 from cpu_kernels.elementwise import gate_row, rms_norm_row, scale_bias_row
+from cpu_kernels.experts import Streamed, slot_matmul_row
 from cpu_kernels.matmul import matmul_row
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.program import Field, Program
 from offload.gguf import TensorInfo
-from runtime.architectures.base import Model
+from runtime.architectures.base import Layer, Model
 from runtime.executor.program.linear import Linear
 from runtime.executor.program.parameters import TOKENS
 from runtime.executor.program.workspace import Workspace
-from runtime.panels import Panel, PanelWeights, joined
+from runtime.panel import Panel, SlotPart, joined
+from runtime.panels import PanelWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,25 @@ class Inputs:
 
 
 class Emitter:
-    """Appends rows to a program for up to `capacity` tokens."""
+    """Appends rows to a program for up to `capacity` tokens.
 
-    def __init__(self, model: Model, weights: PanelWeights, workspace: Workspace, capacity: int) -> None:
+    `keeps_routing`: every layer's routing stays in memory of its own (`Routing`) until the next run.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        weights: PanelWeights,
+        workspace: Workspace,
+        capacity: int,
+        *,
+        keeps_routing: bool = False,
+    ) -> None:
         self.model = model
         self.weights = weights
         self.workspace = workspace
         self.capacity = capacity
+        self.keeps_routing = keeps_routing
         self.isa = weights.isa
         self.program = Program()
 
@@ -49,6 +63,25 @@ class Emitter:
     def vector(self, tensor: TensorInfo) -> int:
         """The address of a vector of weights."""
         return int(self.weights.vector(tensor).ctypes.data)
+
+    def look_up(self, layer: Layer, segments: int, most: Field) -> None:
+        """Has the experts of the segments brought, those of them that are not there."""
+        streamed = self.weights.streamed
+        assert streamed is not None, "only streamed weights are looked up"
+        cache, number = streamed.cache, streamed.layer_number(layer.index)
+        options = {"dense_from": cache.dense_from, "status": self.program.status_address}
+        self.program.add(cache.slots.lookup_row(number, segments, most, **options, miss=cache.fetch))
+
+    def look_up_matrices(self, layer: Layer) -> None:
+        """Has the layer's matrices brought, if they are streamed."""
+        if self.weights.streamed is not None and self.model.experts is None:
+            segment = np.array([0, 0, 1, 0], np.int32)  # all tokens use the only expert
+            self.program.keep(segment)
+            self.look_up(layer, int(segment.ctypes.data), 1)
+
+    def streamed(self, place: SlotPart) -> Streamed:
+        """A part of a slot as rows of this program wait for it."""
+        return Streamed(place.slots, place.layer, place.part, self.program.status_address)
 
     def linear(self, source: Matrix, parts: Sequence[Linear], out: Matrix, *, adds: bool = False) -> None:
         """out = the products of `source` with the parts, side by side; `adds`: to what is in `out`."""
@@ -65,7 +98,11 @@ class Emitter:
         for panel, buffer in zip(panels if whole is None else [whole], buffers, strict=False):
             place = (panel.form, panel.address, panel.rows, panel.columns, buffer)
             target = (out.address + 4 * column, out.stride_bytes)
-            self.program.add(matmul_row(*place, *target, inputs.tokens, adds=adds, keep=(self.weights,)))
+            tokens = inputs.tokens if panel.place is None else 0
+            row = matmul_row(*place, *target, tokens, adds=adds, keep=(self.weights,))
+            if panel.place is not None:
+                row = slot_matmul_row(row, self.streamed(panel.place), inputs.tokens, isa=panel.form.isa)
+            self.program.add(row)
             column += panel.rows
         self._scales_and_biases(parts, panels, out, inputs.tokens)
 

@@ -5,27 +5,39 @@ names, plans or sampling. Invariants: a token's logits are the same, bit for bit
 in chunks of any size and on any number of threads; caches change only when a whole call has succeeded.
 """
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.errors import UnsupportedModelError
+from offload.cache_counts import CacheCounts
+from offload.errors import RequestError, UnsupportedModelError
+from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.base import LogitsWanted, Step, checked_caches
 from runtime.executor.program.kv import ProgramKV
-from runtime.executor.program.runner import CHUNK_TOKENS, MAX_LANES, Lane, Runner
+from runtime.executor.program.runner import MAX_LANES, Lane, Runner
 from runtime.panels import PanelWeights
+
+CHUNK_TOKENS = 256  # of a prompt in one run, where nothing else is asked for
 
 
 class ProgramExecutor:
-    """Runs `model` with `weights`, which are loaded, on `threads` threads; caches hold float16."""
+    """Runs `model` with `weights`, which are loaded, on `threads` threads; caches hold float16.
 
-    def __init__(self, model: Model, weights: PanelWeights, *, threads: int = 1) -> None:
+    A run takes up to `chunk_tokens` tokens of a prompt, fewer where the experts they may use would not all find a slot.
+    """
+
+    def __init__(
+        self, model: Model, weights: PanelWeights, *, threads: int = 1, chunk_tokens: int = CHUNK_TOKENS
+    ) -> None:
         """UnsupportedModelError for heads that the kernels do not know."""
         self.model = model
+        self._weights = weights
+        self._most_tokens = min(chunk_tokens, _tokens_that_slots_serve(model, weights))
         try:
-            self._runner = Runner(model, weights, threads)
+            self._runner = Runner(model, weights, threads, self._most_tokens)
         except ValueError as error:
             raise UnsupportedModelError(str(error), hint="run it with --loop sequential") from error
 
@@ -35,10 +47,29 @@ class ProgramExecutor:
         shape = (model.head_count_kv, model.key_length, model.value_length)
         return ProgramKV(model.block_count, *shape, capacity_tokens)
 
+    @property
+    def cache_counts(self) -> CacheCounts | None:
+        """What the cache of experts has seen; None where all are in RAM."""
+        return None if self._weights.streamed is None else self._weights.streamed.cache.counts
+
     def warm_up(self) -> None:
         """Make or load every kernel now, so that the first answer does not wait for them."""
         for count in (1, self._runner.few_tokens + 1):  # the two kinds of programs
             self.forward([Step([0] * count, self.new_kv(count))])
+
+    def record_routing(self, model_name: str) -> TraceRecorder:
+        """Collects what the routers decide from now on; RequestError for a model without routed experts."""
+        experts = self.model.experts
+        if experts is None:
+            raise RequestError(f"{model_name} has no routed experts", hint="leave out --record-routing")
+        layers = sum(layer.ffn_gate_inp is not None for layer in self.model.layers)
+        recorder = TraceRecorder(model_name, layers, experts.count, experts.used_count)
+        self._runner.record(recorder)
+        return recorder
+
+    def set_threads(self, threads: int) -> None:
+        """See `ThreadedExecutor`. ValueError for fewer than 1 or more than 1024."""
+        self._runner.set_threads(threads)
 
     def close(self) -> None:
         """See `Executor`."""
@@ -53,8 +84,9 @@ class ProgramExecutor:
             (index for index, lane in enumerate(lanes) if len(lane.token_ids) == 1),
             key=lambda index: lanes[index].kv.layout.capacity_tokens,  # so that fewer programs are needed
         )
-        for first in range(0, len(single), MAX_LANES):
-            together = single[first : first + MAX_LANES]
+        lanes_at_once = min(MAX_LANES, self._most_tokens)
+        for first in range(0, len(single), lanes_at_once):
+            together = single[first : first + lanes_at_once]
             rows = self._runner.run([lanes[index] for index in together], 0 if logits == "none" else len(together))
             for place, index in enumerate(together):
                 results[index] = rows[place : place + 1] if logits != "none" else rows
@@ -68,9 +100,17 @@ class ProgramExecutor:
     def _in_chunks(self, lane: Lane, wanted: LogitsWanted) -> NDArray[np.float32]:
         """All tokens of a sequence."""
         parts = []
-        for first in range(0, len(lane.token_ids), CHUNK_TOKENS):
-            chunk = Lane(lane.token_ids[first : first + CHUNK_TOKENS], lane.kv, lane.start + first)
+        for first in range(0, len(lane.token_ids), self._most_tokens):
+            chunk = Lane(lane.token_ids[first : first + self._most_tokens], lane.kv, lane.start + first)
             is_last = chunk.stop == lane.stop
             logits_tokens = len(chunk.token_ids) if wanted == "all" else int(wanted == "last" and is_last)
             parts.append(self._runner.run([chunk], logits_tokens))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tokens_that_slots_serve(model: Model, weights: PanelWeights) -> int:
+    """Tokens whose experts of one layer find a slot each, whatever the router chooses."""
+    if weights.streamed is None or model.experts is None:
+        return sys.maxsize
+    slots = weights.streamed.slots.slots
+    return sys.maxsize if slots >= model.experts.count else max(1, slots // model.experts.used_count)

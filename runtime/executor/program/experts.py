@@ -1,5 +1,6 @@
 """Rows of operations for a layer of routed experts. Knows nothing about how a step is run."""
 
+from cpu_kernels.activations import ActivationBuffer
 from cpu_kernels.elementwise import add_gated_row
 from cpu_kernels.experts import (
     expert_matmul_row,
@@ -8,16 +9,18 @@ from cpu_kernels.experts import (
     quantize_slots_row,
     scale_slots_row,
     segments_row,
+    streamed_matmul_row,
 )
 from cpu_kernels.matrix import Matrix
-from cpu_kernels.program import times
+from cpu_kernels.program import Row, times
 from cpu_kernels.router import combine_row, gather_row, group_row, route_row
 from offload.gguf import TensorInfo
 from runtime.architectures.base import Experts, Layer
 from runtime.executor.program.emitter import Emitter
 from runtime.executor.program.linear import Linear
 from runtime.executor.program.parameters import SEGMENTS, TOKENS
-from runtime.panels import joined
+from runtime.executor.program.routing import Routing
+from runtime.panel import Panel, joined
 
 
 def add_experts(emitter: Emitter, layer: Layer, experts: Experts, *, normed: Matrix, out: Matrix) -> None:
@@ -39,8 +42,8 @@ class _Experts:
         self.tile_columns = self._tile_columns()
         self.columns = most_columns(capacity, experts.used_count, experts.count, self.tile_columns)
         segments = most_segments(capacity, experts.used_count, experts.count)
-        self.topk_ids = workspace.integers("topk_ids", self.slots)
-        self.topk_weights = int(workspace.array("topk_weights", 1, self.slots).ctypes.data)
+        routing = Routing(workspace, self.slots, layer.index if emitter.keeps_routing else None)
+        self.topk_ids, self.topk_weights = int(routing.ids.ctypes.data), int(routing.weights.ctypes.data)
         self.offsets = workspace.integers("expert_offsets", experts.count + 1)
         self.slot_of_pair = workspace.integers("slot_of_pair", self.slots)
         self.token_of_slot = workspace.integers("token_of_slot", self.slots)
@@ -100,6 +103,8 @@ class _Experts:
         program.add(
             segments_row(self.offsets, self.segments, SEGMENTS, experts=experts.count, tile_columns=self.tile_columns)
         )
+        if emitter.weights.streamed is not None:
+            emitter.look_up(self.layer, self.segments, SEGMENTS)
 
     def _add_products(self, source: Matrix, tensors: list[TensorInfo], out: Matrix) -> None:
         emitter = self.emitter
@@ -111,9 +116,15 @@ class _Experts:
         column = 0
         for panel, buffer in zip(panels if whole is None else [whole], inputs, strict=False):
             target = out.slice(column, panel.rows)
-            place = (panel.form, panel.address, panel.expert_bytes, panel.rows, buffer)
-            emitter.program.add(expert_matmul_row(*place, out=target, segments=self.segments, most=SEGMENTS))
+            emitter.program.add(self._product_row(panel, buffer, target))
             column += panel.rows
+
+    def _product_row(self, panel: Panel, buffer: ActivationBuffer, out: Matrix) -> Row:
+        if panel.place is None:
+            place = (panel.form, panel.address, panel.expert_bytes, panel.rows, buffer)
+            return expert_matmul_row(*place, out=out, segments=self.segments, most=SEGMENTS)
+        inputs = (panel.form, panel.address, self.emitter.streamed(panel.place), panel.rows, buffer)
+        return streamed_matmul_row(*inputs, out=out, segments=self.segments, most=SEGMENTS)
 
     def _add_scale(self, x: Matrix, scale: TensorInfo | None) -> None:
         if scale is not None:

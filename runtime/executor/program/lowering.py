@@ -42,6 +42,7 @@ class Lowering:
         several of one token each. `split`: shares the context of few tokens among the threads.
         """
         for layer in self._model.layers:
+            self._emitter.look_up_matrices(layer)
             self._attention(layer, layouts, split)
             self._feed_forward(layer)
         self._norm(self._model.output_norm)

@@ -16,16 +16,17 @@ from cpu_kernels.kv_layout import KVLayout
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
 from offload.errors import ModelFormatError
+from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
 from runtime.executor.program.emitter import Emitter
 from runtime.executor.program.kv import ProgramKV
 from runtime.executor.program.lowering import Lowering
 from runtime.executor.program.parameters import Name
+from runtime.executor.program.routing import Routing
 from runtime.executor.program.workspace import Workspace
 from runtime.panels import PanelWeights
 
-CHUNK_TOKENS = 256  # of a prompt in one run
 LOGITS_TOKENS = 16  # whose logits are computed in one run
 MAX_LANES = 8
 MAX_PROGRAMS = 64
@@ -46,30 +47,47 @@ class Lane:
 
 
 class Runner:
-    """Runs steps of `model` on `threads` threads. ValueError for heads that the kernels do not know."""
+    """Runs steps of `model` on `threads` threads, of up to `chunk_tokens` tokens each.
 
-    def __init__(self, model: Model, weights: PanelWeights, threads: int) -> None:
+    ValueError for heads that the kernels do not know.
+    """
+
+    def __init__(self, model: Model, weights: PanelWeights, threads: int, chunk_tokens: int) -> None:
         self._model = model
         self._weights = weights
+        self._chunk_tokens = max(chunk_tokens, MAX_LANES)
         self.few_tokens = tile_tokens(model.head_count, model.head_count_kv)
         self._workspace = Workspace()
-        self._x = self._workspace.array("x", CHUNK_TOKENS, model.embedding_length)
-        self._normed = self._workspace.matrix("normed", CHUNK_TOKENS, model.embedding_length)
+        self._x = self._workspace.array("x", self._chunk_tokens, model.embedding_length)
+        self._normed = self._workspace.matrix("normed", self._chunk_tokens, model.embedding_length)
         self._logits = self._workspace.array("logits", LOGITS_TOKENS, model.vocab_size)
         self._angles = Angles(model, weights)
+        self._recorder: TraceRecorder | None = None
         self._head = _Settable(self._lowering().head())
         self._programs: OrderedDict[tuple[tuple[KVLayout, ...], bool], _Settable] = OrderedDict()
         self._pool = Pool(threads)
 
-    def close(self) -> None:
-        """Ends the threads; may be called twice."""
+    def record(self, recorder: TraceRecorder) -> None:
+        """Hands the routing of every run to `recorder` from now on."""
+        self._programs.clear()
+        self._recorder = recorder
+
+    def set_threads(self, threads: int) -> None:
+        """Runs on that many threads from the next run on. ValueError for fewer than 1 or more than 1024."""
+        pool = Pool(threads)
         self._pool.close()
+        self._pool = pool
+
+    def close(self) -> None:
+        """Ends the threads and the reads of weights; may be called twice."""
+        self._pool.close()
+        self._weights.close()
         self._programs.clear()
 
     def run(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
         """The logits of the last `logits_tokens` tokens, (logits_tokens, vocab).
 
-        At most `CHUNK_TOKENS` tokens of one lane, or one token of each of up to `MAX_LANES`.
+        At most `chunk_tokens` tokens of one lane, or one token of each of up to `MAX_LANES`.
         """
         token_ids = [token for lane in lanes for token in lane.token_ids]
         count = len(token_ids)
@@ -85,6 +103,8 @@ class Runner:
             self._set_lane(program, number, lane)
         at_once = logits_tokens if logits_tokens <= LOGITS_TOKENS else 0
         self._run(program, count - at_once, at_once)
+        if self._recorder is not None:
+            self._hand_over_routing(self._recorder, count, begins=any(lane.start == 0 for lane in lanes))
         logits = np.empty((logits_tokens, self._model.vocab_size), np.float32)
         logits[:at_once] = self._logits[:at_once]
         for first in range(at_once, logits_tokens, LOGITS_TOKENS):
@@ -113,10 +133,26 @@ class Runner:
         try:
             self._pool.run(program.program)
         except OperationError as error:
+            cause = None if self._weights.streamed is None else self._weights.streamed.cache.recover()
+            if cause is not None:
+                raise cause from error
             raise ModelFormatError(
                 f"numbers inside of the model became infinite or undefined: {error}",
                 hint="the file is damaged or was converted wrongly",
             ) from error
+
+    def _hand_over_routing(self, recorder: TraceRecorder, tokens: int, *, begins: bool) -> None:
+        """What the last run's routers decided."""
+        assert self._model.experts is not None, "only routed models are recorded"
+        used = self._model.experts.used_count
+        if begins:
+            recorder.begin_sequence()
+        layers = [layer for layer in self._model.layers if layer.ffn_gate_inp is not None]
+        for number, layer in enumerate(layers):
+            routing = Routing(self._workspace, self._chunk_tokens * used, layer.index)
+            pairs = routing.ids[: tokens * used], routing.weights[: tokens * used]
+            recorder.add(number, *(values.reshape(tokens, used) for values in pairs))
+        recorder.end_step()
 
     def _program(self, layouts: tuple[KVLayout, ...], *, split: bool) -> "_Settable":
         key = (layouts, split)
@@ -128,7 +164,8 @@ class Runner:
         return self._programs[key]
 
     def _lowering(self) -> Lowering:
-        return Lowering(Emitter(self._model, self._weights, self._workspace, CHUNK_TOKENS), LOGITS_TOKENS)
+        place = (self._model, self._weights, self._workspace, self._chunk_tokens)
+        return Lowering(Emitter(*place, keeps_routing=self._recorder is not None), LOGITS_TOKENS)
 
 
 class _Settable:

@@ -33,11 +33,15 @@ class Workspace:
         """The same as a kernel's operand."""
         return Matrix.of(self.array(name, rows, columns))
 
-    def integers(self, name: str, count: int) -> int:
-        """The address of `count` int32."""
+    def integer_array(self, name: str, count: int) -> NDArray[np.int32]:
+        """`count` int32."""
         if (name, count) not in self._integers:
             self._integers[name, count] = aligned_bytes(4 * count).view(np.int32)
-        return int(self._integers[name, count].ctypes.data)
+        return self._integers[name, count]
+
+    def integers(self, name: str, count: int) -> int:
+        """The address of `count` int32."""
+        return int(self.integer_array(name, count).ctypes.data)
 
     def activations(self, form: PanelFormat, k: int, capacity: int) -> ActivationBuffer:
         """What a product with a format's panels reads; formats that read the same share it."""

@@ -17,6 +17,7 @@ from planner.budget import (
     cgroup_cpu_quota,
     cgroup_free_bytes,
     format_size,
+    free_ram,
     measure_budget,
     parse_budget,
     parse_size,
@@ -122,6 +123,24 @@ def test_version_2_takes_the_tightest_level(tmp_path: Path) -> None:
         },
     )
     assert cgroup_free_bytes(root) == (2 * GIB, "control group limit of 4.0 GiB")
+
+
+def test_free_ram_is_the_tighter_of_machine_and_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/app\n",
+            f"{V2}/app/memory.high": f"{4 * GIB}\n",
+            f"{V2}/app/memory.current": f"{3 * GIB}\n",
+        },
+    )
+    for available, expected in (
+        (8 * GIB, (GIB, "control group limit of 4.0 GiB")),
+        (GIB // 2, (GIB // 2, "free memory")),
+    ):
+        memory = psutil.virtual_memory()._replace(available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        assert free_ram(root) == expected
 
 
 def test_version_2_soft_limit_counts(tmp_path: Path) -> None:

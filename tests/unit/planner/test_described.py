@@ -40,6 +40,23 @@ def test_everything_in_ram_where_there_is_room_and_no_gpu() -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
+def test_a_slow_cpu_is_bound_by_computing() -> None:
+    on = machine(flash_rate=None)
+    points = tuple(replace(point, bytes_per_s=4e9) for point in on.cpu.kernels["Q4_0"])
+    slow = replace(on, cpu=replace(on.cpu, kernels=dict.fromkeys(on.cpu.kernels, points)))
+    assert planned(llama_8b(), slow).predicted.bottleneck is Bottleneck.COMPUTE
+
+
+def test_small_layers_are_bound_by_their_operations() -> None:
+    on = machine(flash_rate=None)
+    busy = replace(on, cpu=replace(on.cpu, operation_s=1e-3))
+    assert planned(header(), busy).predicted.bottleneck is Bottleneck.OVERHEAD
+
+
+def test_a_model_on_the_gpu_is_bound_by_its_memory() -> None:
+    assert planned(llama_8b(), machine(gpu_bytes=24 * GIB)).predicted.bottleneck is Bottleneck.GPU_BANDWIDTH
+
+
 def test_a_model_larger_than_ram_is_read_from_flash() -> None:
     on = machine(ram_bytes=8 * GIB)
     plan = planned(moe(), on)

@@ -104,6 +104,19 @@ def test_comparison_has_the_ratio() -> None:
     assert "100 ms" in lines[3]
 
 
+def test_comparison_holds_the_peak_against_the_budget() -> None:
+    plan = moe()
+    budget = Budget(1024 * MIB, 0, "test", "no GPU", ram_margin_bytes=224 * MIB)
+    for peak, line in (
+        (400 * MIB, "peak RAM is 50% of the 800 MiB that may be used"),
+        (900 * MIB, "peak RAM is 112% of the 800 MiB that may be used: 100 MiB too much; plan with less context (-c)"),
+    ):
+        file = io.StringIO()
+        console = Console(file=file, width=120, highlight=False)
+        render_comparison(console, plan.predicted, Measurement(80.0, None, 0.1, peak), budget)
+        assert file.getvalue().splitlines()[-1] == line
+
+
 def test_comparison_leaves_out_prompts_of_other_lengths() -> None:
     plan = moe()
     lines = compared(plan, Measurement(80.0, 10.0, 0.1, 1, plan.predicted.prompt_tokens + 1))

@@ -35,7 +35,8 @@ def matched(flags, layer: int, tensor: str) -> bool:  # type: ignore[no-untyped-
 def test_all_in_ram() -> None:
     flags = llama_cpp_flags(plan(lambda _: Tier.RAM))
     assert flags.arguments() == (
-        "-m", "models/test.gguf", "-ngl", "0", "-ctk", "f16", "-ctv", "f16", "-t", "3", "-c", "256",
+        "-m", "models/test.gguf", "-ngl", "0", "-ctk", "f16", "-ctv", "f16", "-t", "3", "-c", "256", "-b", "256",
+        "-ub", "256",
     )  # fmt: skip
     assert flags.unlike == ()
     assert shlex.split(flags.line()) == list(flags.arguments())
@@ -56,6 +57,9 @@ def test_experts_of_all_layers_stay_in_ram() -> None:
     flags = llama_cpp_flags(plan(lambda p: Tier.RAM if p.kind is UnitKind.EXPERTS else Tier.GPU))
     assert (flags.gpu_layers, flags.cpu_expert_layers, flags.cpu_tensors) == (5, 4, ())
     assert "--n-cpu-moe 4" in flags.line()
+    for layer in range(4):
+        assert [bool(re.search(one, f"blk.{layer}.ffn_up_exps.weight")) for one in flags.held_back()].count(True) == 1
+    assert not any(re.search(pattern, "blk.4.ffn_up_exps.weight") for pattern in flags.held_back())
 
 
 def test_experts_of_the_first_and_of_a_later_layer() -> None:
@@ -86,6 +90,7 @@ def test_the_first_layers_are_told_by_tensors() -> None:
 def test_what_it_cannot_follow_is_said() -> None:
     on_flash = llama_cpp_flags(plan(lambda p: Tier.FLASH if p.kind is UnitKind.EXPERTS else Tier.RAM))
     assert any("flash" in line for line in on_flash.unlike)
+    assert on_flash.mmap
     made = plan(lambda _: Tier.RAM)
     streamed = replace(made, placements=tuple(replace(p, device=Device.GPU) for p in made.placements))
     assert any("computes on the CPU" in line for line in llama_cpp_flags(streamed).unlike)

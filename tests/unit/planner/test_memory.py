@@ -1,11 +1,21 @@
 """Bytes a plan needs: they grow with what is asked, and bound what the executor holds."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offload.tiers import Device
 from planner.budget import GIB, MIB, Budget
-from planner.memory import activations_bytes, buffers_bytes, memory_needs, weights_bytes
+from planner.memory import (
+    VOCABULARY_BYTES_PER_MERGE,
+    activations_bytes,
+    buffers_bytes,
+    memory_needs,
+    vocabulary_bytes,
+    weights_bytes,
+)
 from planner.model_shape import ModelShape
 from planner.plan import WeightsForm
 from tests.support.planning import header, llama_8b
@@ -42,3 +52,35 @@ def test_needs_grow_with_context_and_chunk(context: int, chunk: int, form: Weigh
 
     assert needed(context, chunk) <= needed(context + 1, chunk) < needed(context + 8192, chunk)
     assert needed(context, chunk) <= needed(context, chunk + 1)
+
+
+# (tokens, merges, bytes held once built, at the peak), beyond those of 256 tokens; the named ones are llama.cpp's.
+MEASURED_VOCABULARIES = [
+    (32_000, 0, 5_300_000, 5_300_000),  # llama-spm
+    (32_256, 31_757, 23_600_000, 25_800_000),  # deepseek-coder
+    (50_257, 50_000, 27_300_000, 35_300_000),  # gpt-2
+    (102_400, 99_757, 55_000_000, 75_400_000),  # deepseek-llm
+    (128_256, 280_147, 102_900_000, 171_100_000),  # llama-bpe
+    (151_936, 151_387, 87_100_000, 120_500_000),  # qwen2
+    (256_000, 0, 97_700_000, 97_600_000),  # generated
+    (256_000, 563_200, 171_700_000, 289_100_000),
+]
+
+
+@pytest.mark.parametrize(("tokens", "merges", "held", "peak"), MEASURED_VOCABULARIES)
+def test_vocabularies_take_no_more_than_planned(tokens: int, merges: int, held: int, peak: int) -> None:
+    shape = replace(ModelShape.from_gguf(header()), vocab_size=tokens, merge_count=merges)
+    assert vocabulary_bytes(shape, 1 << 40) >= held
+    assert vocabulary_bytes(shape, 0) >= peak
+
+
+def test_merges_cost_and_a_vocabulary_without_them_does_not() -> None:
+    shape = ModelShape.from_gguf(header(vocab=50_000))
+    assert shape.merge_count == 0
+    merged = replace(shape, merge_count=100_000)
+    assert vocabulary_bytes(merged, 1 << 40) - vocabulary_bytes(shape, 1 << 40) == 100_000 * VOCABULARY_BYTES_PER_MERGE
+    needs = [
+        memory_needs(one, BUDGET, Device.CPU, WeightsForm.PACKED, context_tokens=64, chunk_tokens=64).ram.peak_bytes
+        for one in (shape, merged)
+    ]
+    assert needs[0] < needs[1]

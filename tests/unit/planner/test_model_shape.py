@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from offload.errors import ModelFormatError, PlanError
 from offload.gguf import GGUFFile
 from planner.model_shape import ModelShape, UnitKind
+from runtime.models import DEMO_MODEL
 from tests.support.planning import HeaderOnly, header
 
 
@@ -137,3 +138,9 @@ def test_demo_model(shared_data: Path) -> None:
         UnitKind.EXPERTS,
         UnitKind.OUTPUT,
     }
+
+
+def test_merges_are_counted_where_a_vocabulary_has_them() -> None:
+    with GGUFFile.open(DEMO_MODEL) as gguf:
+        assert ModelShape.from_gguf(gguf).merge_count == len(gguf.get_strings("tokenizer.ggml.merges")) > 1000
+    assert ModelShape.from_gguf(header()).merge_count == 0

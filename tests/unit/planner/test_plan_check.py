@@ -47,7 +47,7 @@ def test_a_plan_of_this_version_is_runnable(model: HeaderOnly, plan: Plan) -> No
         (
             ("placements", 2, "tier"),
             "flash",
-            r"\[2\]: blk\.0\.kv is put in flash.*holds all of a model in ram",
+            r"\[2\]: blk\.0\.kv is put in flash.*holds it in ram",
         ),
         (("placements", 2, "device"), "gpu", r"placements\[2\]: blk\.0\.kv.*computed on gpu"),
         (

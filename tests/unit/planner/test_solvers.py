@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from offload.tiers import Device, Tier
 from planner.fill_order import solve_fill_order
-from planner.greedy import solve_greedy
+from planner.greedy import can_fit, solve_greedy
 from planner.model_shape import UnitKind
 from planner.placement import Item, Option, PlacementProblem
 from planner.simulate import step_seconds
@@ -95,3 +95,13 @@ def test_no_memory_is_left_idle() -> None:
     best = best_assignment(problem)
     assert best is not None
     assert math.isclose(best.seconds, 4 * 1.0 + 4 * 0.1)
+
+
+def test_without_flash_a_model_is_split_between_ram_and_the_gpu() -> None:
+    problem = layers(8, (option(RAM, 1.0), option(GPU, 0.1)), ram=50, gpu=45)
+    assert can_fit(problem)
+    assert all(problem.fits(assignment) for assignment in solve_greedy(problem))
+    best = best_assignment(problem)
+    assert best is not None
+    assert sum(best.assignment) == 4
+    assert not can_fit(replace(problem, ram_bytes=30))

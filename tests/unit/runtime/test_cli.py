@@ -38,6 +38,17 @@ def test_run_json_is_one_document(run):
     for side in ("predicted", "measured"):
         assert {"decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "peak_ram_bytes"} <= set(document[side])
     assert document["predicted"]["bottleneck"]
+    assert document["replanned"] == []
+
+
+def test_run_tells_where_it_departed_from_the_plan(run, monkeypatch):
+    monkeypatch.setattr("runtime.drift.WINDOW_TOKENS", 4)
+    monkeypatch.setattr("runtime.drift.TOLERANCE", 0.0)
+    outcome = run("run", *FAST, "-p", "Once upon a time", "-n", "12", "--json", "-q")
+    replanned = json.loads(outcome.stdout)["replanned"]
+    assert replanned[0]["token"] == 4
+    assert replanned[0].keys() == {"token", "reason", "change", "advice"}
+    assert " ".join(outcome.stderr.split()).count("decoding at") == len(replanned)
 
 
 def test_run_reads_a_file_or_stdin(run, tmp_path):
@@ -171,6 +182,35 @@ def test_bench_prints_llama_benchs_columns(run, form):
         rows = json.loads(outcome.stdout) if form == "json" else list(map(json.loads, outcome.stdout.splitlines()))
         assert [row["test"] for row in rows] == ["pp8", "pp8 @ d8", "tg4", "tg4 @ d8"]
         assert all(row["avg_ts"] > 0 for row in rows)
+
+
+def test_bench_takes_lists_and_has_a_row_for_every_combination(run):
+    outcome = run(
+        "bench", "-m", "demo", "-t", "1,2", "-p", "8,16", "-p", "4", "-n", "2, 3", "-d", "0,8", "-r", "1", "-o", "jsonl"
+    )
+    assert outcome.code == 0
+    rows = [json.loads(line) for line in outcome.stdout.splitlines()]
+    tests = [f"{kind} @ d8" if depth else kind for depth in (0, 8) for kind in ("pp8", "pp16", "pp4")]
+    tests += [f"{kind} @ d8" if depth else kind for depth in (0, 8) for kind in ("tg2", "tg3")]
+    assert [(row["n_threads"], row["test"]) for row in rows] == [(count, test) for count in (1, 2) for test in tests]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("-p", "128,", "-p has '': not a whole number from 0 on"),
+        ("-n", "32;64", "-n has '32;64'"),
+        ("-d", "-1", "-d has '-1'"),
+        ("-t", "1,0", "-t has '0': not a whole number from 1 on"),
+        ("-p", "9" * 10, "not a whole number"),
+        ("-p", "١", "not a whole number"),
+    ],
+)
+def test_bench_refuses_lists_that_are_none(run, option, text, words):
+    outcome = run("bench", "-m", "demo", option, text)
+    assert outcome.code == 2
+    assert words in outcome.stderr
+    assert outcome.stdout == ""
 
 
 def test_bench_refuses_what_the_context_cannot_hold(run):

@@ -60,7 +60,7 @@ def test_what_if_why_and_flags(run):
     assert "taken" in shown
     flags = run("plan", "demo", "-t", "2", "-c", "128", "--for", "llama.cpp")
     assert flags.stdout.startswith("-m ")
-    assert flags.stdout.endswith("-ngl 0 -ctk f16 -ctv f16 -t 2 -c 128\n")
+    assert flags.stdout.endswith("-ngl 0 -ctk f16 -ctv f16 -t 2 -c 128 -b 128 -ub 128\n")
     document = json.loads(run("plan", "demo", "--what-if", "--why", "output", "--for", "llama.cpp", "--json").stdout)
     assert document["what_if"]
     assert [one["taken"] for one in document["why"]].count(True) == 1
@@ -88,10 +88,10 @@ def test_a_trace(run, tmp_path):
 
 
 def test_compare(run, large):
-    shown = run("plan", "--compare", "demo", str(large), "--budget", "ram=4GiB").stdout
+    shown = run("plan", "--compare", "demo", str(large), "--budget", "ram=1GiB").stdout
     assert shown.index("demo") < shown.index("large.gguf")
     assert "does not fit" in shown
-    files = json.loads(run("plan", "--compare", "demo", str(large), "--budget", "ram=4GiB", "--json").stdout)["files"]
+    files = json.loads(run("plan", "--compare", "demo", str(large), "--budget", "ram=1GiB", "--json").stdout)["files"]
     assert files[0]["plan"]["predicted"]["decode_tokens_per_s"] > 0
     assert files[1]["plan"] is None
 
@@ -104,10 +104,20 @@ def test_requests_that_make_no_sense(run):
 
 
 def test_a_refusal_says_what_budget_would_do(run, large):
-    outcome = run("plan", str(large), "--budget", "ram=8GiB", "-c", "4096")
+    outcome = run("plan", str(large), "--budget", "ram=2GiB", "-c", "4096")
     assert outcome.code == 1
-    assert "8.0 GiB may be used (--budget)" in outcome.stderr
+    assert "2.0 GiB may be used (--budget)" in outcome.stderr
     assert "--budget ram=" in outcome.stderr
+
+
+def test_experts_that_do_not_fit_are_streamed(run, large):
+    plan = json.loads(run("plan", str(large), "--budget", "ram=16GiB", "-c", "4096", "--json").stdout)
+    assert plan["settings"]["stream_slots"] > 128
+    assert {unit["tier"] for unit in plan["placements"] if unit["kind"] == "experts"} == {"flash"}
+    assert {unit["tier"] for unit in plan["placements"] if unit["kind"] != "experts"} == {"ram"}
+    assert plan["predicted"]["bottleneck"] == "flash reads"
+    needs = plan["needs"]["ram"]
+    assert 15 << 30 < sum(needs.values()) <= 16 << 30, "what is left over holds experts"
 
 
 def test_a_header_of_130_gb_is_planned_within_a_second(large):

@@ -1,6 +1,7 @@
 """The engine on the built-in model: streams, batches, sessions, logits, cancellation."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,10 +99,11 @@ def test_cancelling_before_the_first_token_yields_nothing(demo_engine):
     assert list(demo_engine.generate("Once", cancelled=cancelled)) == []
 
 
-def test_progress_of_a_long_prompt_is_told(tmp_path):
+def test_progress_of_a_long_prompt_is_told():
     told = []
     with Engine(DEMO_MODEL, context_tokens=64, threads=1) as engine:
-        object.__setattr__(engine.plan.settings, "prefill_chunk_tokens", 8)
+        plan = engine.plan
+    with Engine(DEMO_MODEL, replace(plan, settings=replace(plan.settings, prefill_chunk_tokens=8))) as engine:
         ids = list(range(100, 130))
         list(engine.generate(ids, max_tokens=1, on_prefill=lambda done, total: told.append((done, total))))
     assert told == [(0, 30), (8, 30), (16, 30), (24, 30)]

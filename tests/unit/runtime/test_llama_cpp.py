@@ -4,18 +4,23 @@ import importlib.metadata
 import json
 import statistics
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from offload.errors import DeviceError, RequestError, UnsupportedModelError
+from offload.gguf import GGUFFile
+from offload.tiers import Device, Tier
+from planner.llama_cpp_flags import llama_cpp_flags
+from planner.model_shape import UnitKind
 from runtime.engine import Engine
 from runtime.executor import llama_cpp as module
 from runtime.executor.base import Step
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
 from tests.support.command import strata
-from tests.support.fake_llama_cpp import FakeLlamaCpp
+from tests.support.fake_llama_cpp import RAM_BUFFERS, FakeLlamaCpp
 
 
 @pytest.fixture
@@ -47,6 +52,49 @@ def test_an_answer_follows_the_librarys_logits(engine, library):
     assert library.context_params.n_threads == 1
     assert library.model_params.n_gpu_layers == 0
     assert library.open_batches == 0
+
+
+def loaded(library, plan):
+    """What the executor told llama.cpp about a plan, under the names of the flags."""
+    with GGUFFile.open(DEMO_MODEL) as gguf:
+        module.LlamaCppExecutor(gguf, plan).close()
+    model, context = library.model_params, library.context_params
+    return {
+        "gpu_layers": model.n_gpu_layers,
+        "mmap": model.load_mode == library.LLAMA_LOAD_MODE_MMAP,
+        "threads": context.n_threads,
+        "context_tokens": context.n_ctx,
+        "batch_tokens": context.n_ubatch,
+        "kv_type": {library.GGML_TYPE_F16: "f16", library.GGML_TYPE_F32: "f32"}[context.type_k],
+        "held_back": tuple(library.held_back),
+    }
+
+
+@pytest.mark.parametrize(
+    "tier_of",
+    [
+        lambda _: Tier.RAM,
+        lambda _: Tier.GPU,
+        lambda one: Tier.RAM if one.kind is UnitKind.EXPERTS else Tier.GPU,
+        lambda one: Tier.RAM if one.kind is UnitKind.EXPERTS and one.layer != 1 else Tier.GPU,
+        lambda one: Tier.GPU if (one.layer or 0) >= 2 else Tier.RAM,
+        lambda one: Tier.FLASH if one.kind is UnitKind.EXPERTS else Tier.RAM,
+    ],
+)
+def test_it_loads_by_the_flags_that_are_printed(engine, library, tier_of):
+    placements = tuple(replace(one, tier=tier_of(one), device=Device.GPU) for one in engine.plan.placements)
+    plan = replace(engine.plan, placements=placements)
+    flags = llama_cpp_flags(plan)
+    told = loaded(library, plan)
+    assert told.pop("held_back") == tuple((pattern, RAM_BUFFERS) for pattern in flags.held_back())
+    assert told == {name: getattr(flags, name) for name in told}
+
+
+def test_libraries_without_load_modes_are_told_by_use_mmap(engine, library, monkeypatch):
+    monkeypatch.delattr(FakeLlamaCpp, "LLAMA_LOAD_MODE_NONE")
+    with GGUFFile.open(DEMO_MODEL) as gguf:
+        module.LlamaCppExecutor(gguf, engine.plan).close()
+    assert library.model_params.use_mmap is False
 
 
 def test_logits_of_all_tokens(engine):

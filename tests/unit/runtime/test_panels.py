@@ -15,7 +15,8 @@ from offload.errors import ModelFormatError, UnsupportedModelError
 from offload.gguf import GGUFFile
 from runtime import panels as panels_module
 from runtime.architectures import describe
-from runtime.panels import Panel, PanelWeights, joined
+from runtime.panel import Panel, joined
+from runtime.panels import PanelWeights
 from tests.support import models
 
 SPEC = models.Spec("qwen3moe", blocks=1, qk_norm="head", experts=4)

@@ -94,11 +94,10 @@ def test_a_sequence_does_not_depend_on_its_batch(name: str, folder: Path) -> Non
 def test_prompts_longer_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = generated(folder, "mixtral")
     expected = programs.logits_of(path, IDS)
-    monkeypatch.setattr(runner_module, "CHUNK_TOKENS", 13)
-    monkeypatch.setattr("runtime.executor.program.executor.CHUNK_TOKENS", 13)
     monkeypatch.setattr(runner_module, "LOGITS_TOKENS", 4)
-    np.testing.assert_array_equal(programs.logits_of(path, IDS), expected)
-    with programs.executor(path) as runner:
+    with programs.executor(path, chunk_tokens=13) as runner:
+        every = runner.forward([Step(IDS, runner.new_kv(64))], logits="all")[0]
+        np.testing.assert_array_equal(every, expected)
         for count in (13, 14, 26, 40):
             kv = runner.new_kv(64)
             np.testing.assert_array_equal(runner.forward([Step(IDS[:count], kv)])[0][0], expected[count - 1])

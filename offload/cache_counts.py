@@ -1,0 +1,29 @@
+"""What a cache of streamed weights has seen: lookups, misses, bytes. Knows nothing about how it works."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """What the cache has seen since it was made."""
+
+    lookups: int = 0
+    misses: int = 0
+    read_ahead: int = 0  # experts
+    bytes_read: int = 0
+    waiting_s: float = 0.0  # while experts that a step waited for were on their way
+
+    @property
+    def hit_rate(self) -> float:
+        """Lookups that found their expert, or found it on its way."""
+        return 1.0 - self.misses / self.lookups if self.lookups else 0.0
+
+    def since(self, before: "CacheCounts") -> "CacheCounts":
+        """What came after."""
+        return CacheCounts(
+            self.lookups - before.lookups,
+            self.misses - before.misses,
+            self.read_ahead - before.read_ahead,
+            self.bytes_read - before.bytes_read,
+            self.waiting_s - before.waiting_s,
+        )

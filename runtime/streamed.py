@@ -1,0 +1,180 @@
+"""Weights that do not all fit in RAM: they come from flash when a step needs them, into slots that they share.
+
+A slot holds an expert of a layer, or the matrices of a layer of a dense model: bundle after bundle, laid out as
+`PanelWeights` lays them out, so that the same products serve both. Here are the places in slots and the reads from the
+GGUF file, which are packed as they land. Knows nothing about programs or about which weights are kept.
+Invariant: what is read from the GGUF is looked at for numbers that are not finite when it is first read.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.expert_slots import ExpertSlots
+from cpu_kernels.isa import ISA
+from cpu_kernels.pack import pack
+from offload.closing import Closing
+from offload.expert_cache import Bundles, ExpertCache, Piece
+from offload.flash import DEADLINE_S, DEPTH, READ_BYTES, Extent, FlashReader, ReadMode
+from offload.gguf import GGUFFile, TensorInfo
+from offload.gguf_source import ByteSource
+from offload.policies import PolicyName
+from runtime.architectures.base import Model
+from runtime.finite import FiniteCheck
+from runtime.packing import ModelBundle, PackedMatrix, model_bundles
+from runtime.panel import Panel, SlotPart
+
+PAGE_BYTES = 4096
+GROUPS_A_READ = 16  # a run of rows is a multiple: then its panels begin on a cache line whatever a group's bytes are
+
+
+class BundleSource(Bundles, Protocol):
+    """`Bundles`, with what their reads need: the files, and the longest read."""
+
+    sources: Sequence[ByteSource]
+    most_bytes: int
+
+    def close(self) -> None:
+        """Closes what was opened for it; may be called twice."""
+        ...
+
+
+class GGUFBundles:
+    """Bundles of an open GGUF file, read in runs of rows and packed into their slots."""
+
+    def __init__(self, gguf: GGUFFile, model: Model, isa: ISA) -> None:
+        self.sources: Sequence[ByteSource] = gguf.sources
+        self._isa = isa
+        self._finite = FiniteCheck(gguf.path)
+        self._seen: set[tuple[str, int, int]] = set()  # runs that were looked at
+        self._runs: dict[tuple[int, int], list[_Run]] = defaultdict(list)
+        for number, bundle, offset in _placed(model, isa):
+            self._runs[number, bundle.expert or 0] += _runs(bundle, offset)
+        self.most_bytes = max(run.num_bytes for runs in self._runs.values() for run in runs)
+
+    def pieces(self, layer: int, expert: int) -> Sequence[Piece]:
+        """See `Bundles`."""
+        return [self._piece(run) for run in self._runs[layer, expert]]
+
+    def close(self) -> None:
+        """Nothing: the file is its owner's."""
+
+    def _piece(self, run: "_Run") -> Piece:
+        matrix = run.matrix
+        tensor, key = matrix.tensor, (matrix.tensor.name, run.expert, run.first)
+        start = (run.expert * matrix.rows + run.first) * matrix.row_bytes
+
+        def unpack(data: NDArray[np.uint8], slot: NDArray[np.uint8]) -> None:
+            begin = run.offset + run.first // matrix.form.group_rows * matrix.form.group_bytes(matrix.columns)
+            out = slot[begin : begin + matrix.form.panel_bytes(run.rows, matrix.columns)]
+            pack(data, tensor.quant_type, run.rows, matrix.columns, self._isa, out)
+            if key not in self._seen:
+                rows = data.reshape(run.rows, matrix.row_bytes)
+                self._finite.panel(tensor, matrix.form, matrix.columns, out.ctypes.data, rows)
+                self._seen.add(key)
+
+        return Piece(run.part, Extent(tensor.shard, tensor.offset + start, run.num_bytes), unpack)
+
+
+class StreamedWeights(Closing):
+    """The streamed weights of `model` in `slots` slots of RAM, brought by `source`, which belongs to this from now on.
+
+    Those are its routed experts, or the matrices of its layers if it has none.
+    """
+
+    def __init__(
+        self,
+        source: BundleSource,
+        model: Model,
+        isa: ISA,
+        *,
+        slots: int,
+        policy: PolicyName = PolicyName.LEAST_STALE,
+        mode: ReadMode = ReadMode.DIRECT,
+        depth: int = DEPTH,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self._source = source
+        placed = list(_placed(model, isa))
+        layers = 1 + max(number for number, _, _ in placed)
+        experts = model.experts.count if model.experts is not None else 1
+        parts = 1 + max(bundle.part for _, bundle, _ in placed)
+        sizes: dict[tuple[int, int], int] = defaultdict(int)
+        for number, bundle, _ in placed:
+            sizes[number, bundle.expert or 0] += bundle.num_bytes
+        slot_bytes = -(-max(sizes.values()) // PAGE_BYTES) * PAGE_BYTES
+        self.slots = ExpertSlots(layers, experts, parts, slots=min(slots, layers * experts), slot_bytes=slot_bytes)
+        reader = FlashReader(
+            source.sources, most_bytes=source.most_bytes, mode=mode, depth=depth, deadline_s=deadline_s
+        )
+        self.cache = ExpertCache(self.slots, source, reader, policy=policy)
+        self._layer_numbers = {bundle.layer: number for number, bundle, _ in placed}
+        self._panels = {
+            matrix.tensor.name: Panel(
+                *(matrix.form, self.cache.address + offset + matrix.offset, matrix.rows, matrix.columns, experts),
+                place=SlotPart(self.slots, number, bundle.part),
+            )
+            for number, bundle, offset in placed
+            for matrix in bundle.matrices
+            if not bundle.expert
+        }
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Names of the tensors that are streamed."""
+        return frozenset(self._panels)
+
+    def panel(self, tensor: TensorInfo) -> Panel:
+        """A matrix, or the stacked ones of all experts, placed in the first slot; KeyError for another tensor."""
+        return self._panels[tensor.name]
+
+    def layer_number(self, layer: int) -> int:
+        """A layer's number in the tables; KeyError for one without streamed weights."""
+        return self._layer_numbers[layer]
+
+    def close(self) -> None:
+        """Ends the reads; may be called twice."""
+        self.cache.close()
+        self._source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Rows of a matrix that one read brings; the matrix's panels begin `offset` bytes into the slot."""
+
+    matrix: PackedMatrix
+    expert: int
+    part: int
+    offset: int
+    first: int
+    rows: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the read."""
+        return self.rows * self.matrix.row_bytes
+
+
+def _placed(model: Model, isa: ISA) -> Iterator[tuple[int, ModelBundle, int]]:
+    """(number of the layer among those with bundles, bundle, bytes into the slot) of every bundle."""
+    bundles = model_bundles(model, isa)
+    numbers = {layer: number for number, layer in enumerate(dict.fromkeys(bundle.layer for bundle in bundles))}
+    ends: dict[tuple[int, int], int] = defaultdict(int)
+    for bundle in bundles:
+        owner = bundle.layer, bundle.expert or 0
+        yield numbers[bundle.layer], bundle, ends[owner]
+        ends[owner] += bundle.num_bytes
+
+
+def _runs(bundle: ModelBundle, offset: int) -> Iterator[_Run]:
+    """The reads that bring a bundle."""
+    for matrix in bundle.matrices:
+        group_bytes = matrix.row_bytes * matrix.form.group_rows
+        step = max(1, READ_BYTES // (group_bytes * GROUPS_A_READ)) * GROUPS_A_READ * matrix.form.group_rows
+        for first in range(0, matrix.rows, step):
+            rows = min(step, matrix.rows - first)
+            yield _Run(matrix, bundle.expert or 0, bundle.part, offset + matrix.offset, first, rows)

@@ -1,0 +1,115 @@
+"""Experts that are read when they are needed: the same logits as from RAM, bit for bit, whatever is cached and how."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offload.errors import RequestError
+from offload.flash import ReadMode
+from offload.policies import PolicyName
+from offload.trace_replay import replay
+from runtime.executor import Step
+from runtime.executor.program import ProgramExecutor
+from tests.support import models, programs
+
+NAMES = ("qwen3moe", "qwen2moe", "llama", "gemma3")
+IDS = models.prompt(length=40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def generated(folder: Path, name: str, quant_type: str = "Q8_0") -> Path:
+    path = folder / f"{name}-{quant_type}.gguf"
+    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
+
+
+def run(runner: ProgramExecutor) -> np.ndarray:
+    """A prompt, then tokens one by one, then several, then two sequences side by side."""
+    kv = runner.new_kv(64)
+    parts = [runner.forward([Step(IDS[:20], kv)], logits="all")[0]]
+    parts += [runner.forward([Step([token], kv)])[0] for token in IDS[20:26]]
+    parts.append(runner.forward([Step(IDS[26:30], kv)], logits="all")[0])
+    other = runner.new_kv(64)
+    runner.forward([Step(IDS[5:9], other)])
+    parts += runner.forward([Step([IDS[30]], kv), Step([IDS[31]], other)])
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("quant_type", ["F16", "Q8_0", "Q4_K"])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_do_not_depend_on_the_cache(name: str, quant_type: str, folder: Path) -> None:
+    path = generated(folder, name, quant_type)
+    with programs.executor(path) as resident:
+        wanted = run(resident)
+        model = resident.model
+    least, experts = (1, 1) if model.experts is None else (model.experts.used_count, model.experts.count)
+    most = experts * model.block_count
+
+    @settings(max_examples=6, deadline=None, derandomize=True)
+    @given(
+        slots=st.integers(least, most + 3),
+        policy=st.sampled_from(list(PolicyName)),
+        mode=st.sampled_from(list(ReadMode)),
+        threads=st.integers(1, 2),
+        chunk=st.integers(1, 32),
+    )
+    def check(slots: int, policy: PolicyName, mode: ReadMode, threads: int, chunk: int) -> None:
+        with programs.streaming(path, slots, policy=policy, mode=mode, threads=threads, chunk_tokens=chunk) as (
+            runner,
+            experts,
+        ):
+            np.testing.assert_array_equal(run(runner), wanted)
+            counts = experts.cache.counts
+        assert counts.misses + counts.read_ahead > 0
+        assert counts.misses <= counts.lookups
+
+    check()
+
+
+def test_a_cache_of_all_experts_reads_each_once(folder: Path) -> None:
+    path = generated(folder, "qwen3moe")
+    with programs.streaming(path, 10_000) as (runner, experts):
+        for _ in range(3):
+            run(runner)
+        counts = experts.cache.counts
+        slots = experts.cache.slots
+        assert slots.slots == slots.layers * slots.experts
+        assert counts.misses + counts.read_ahead <= slots.slots
+        before = counts
+        run(runner)
+        assert experts.cache.counts.since(before).misses == 0
+
+
+def test_routing_is_recorded_whether_streamed_or_not(folder: Path) -> None:
+    path = generated(folder, "qwen3moe")
+    traces = []
+    with programs.executor(path) as resident, programs.streaming(path, 8) as (streamed, _):
+        for runner in (resident, streamed):
+            recorder = runner.record_routing("model")
+            plain = run(runner)
+            traces.append(recorder.trace())
+            assert recorder.trace().tokens == 20 + 6 + 4 + 4 + 2
+            np.testing.assert_array_equal(plain, run(runner))
+        assert resident.model.experts is not None
+        assert traces[0].used == resident.model.experts.used_count
+    np.testing.assert_array_equal(traces[0].topk_ids, traces[1].topk_ids)
+    assert len(np.unique(traces[0].topk_ids)) > 2
+    replayed = replay(traces[0], 10_000, PolicyName.LRU)
+    with programs.streaming(path, 10_000) as (runner, streamed):
+        run(runner)
+        counts = streamed.cache.counts
+    assert counts.misses + counts.read_ahead >= replayed.lookups - replayed.hits
+
+
+def test_a_dense_model_has_no_routing_to_record(folder: Path) -> None:
+    with (
+        programs.executor(generated(folder, "llama")) as runner,
+        pytest.raises(RequestError, match="no routed experts"),
+    ):
+        runner.record_routing("model")
