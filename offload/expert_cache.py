@@ -23,7 +23,7 @@ from offload.cache_counts import CacheCounts
 from offload.closing import Closing
 from offload.errors import FlashError, StrataError
 from offload.flash import Extent, FlashReader, Priority, Read
-from offload.memory import reserved_bytes
+from offload.memory import release_pages, reserved_bytes
 from offload.policies import DENSE_SHARE, Policy, PolicyName, Uses, make_policy
 
 log = logging.getLogger("strata.experts")
@@ -66,6 +66,7 @@ class ExpertCache(Closing):
         self._slot_of = np.full(shape, -1, np.int32)
         self._arriving = np.zeros(shape, bool)
         self._free = list(range(slots.slots - 1, -1, -1))
+        self._usable = slots.slots
         self._loads: dict[tuple[int, int], _Load] = {}
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -107,6 +108,26 @@ class ExpertCache(Closing):
             self._hurry(layer)
             if used >= DENSE_SHARE * self.slots.experts:
                 self._load_ahead(layer)
+
+    def resize(self, slots: int) -> None:
+        """Keeps to the first `slots` slots from now on, at most as many as there were at first; only between steps.
+
+        What the others held must be read again; their memory goes back to the system.
+        """
+        slots = min(slots, self.slots.slots)
+        self.reader.drain()
+        with self._lock:
+            before, self._usable = self._usable, slots
+            for layer, expert in np.argwhere(self._slot_of >= slots).tolist():
+                self._evict(layer, expert)
+            free = {slot for slot in self._free if slot < slots} | set(range(before, slots))
+            self._free = sorted(free, reverse=True)
+            release_pages(self._memory[slots * self.slots.slot_bytes : before * self.slots.slot_bytes])
+
+    @property
+    def usable_slots(self) -> int:
+        """Slots that are used."""
+        return self._usable
 
     def recover(self) -> StrataError | None:
         """After a run that failed: the error of a read, if that was the cause; what failed can be asked for again."""

@@ -48,15 +48,21 @@ def filesystem_key(path: Path) -> str:
     return str(_existing(path).stat().st_dev)
 
 
-def probe(path: Path, *, seconds_a_point: float = SECONDS_A_POINT) -> DriveFigures:
+Points = tuple[tuple[int, int], ...]
+ALL_POINTS: Points = tuple((size, depth) for size in SIZES for depth in DEPTHS)
+STREAMING_POINTS: Points = ((1 << 20, 4),)  # what weights are streamed by
+
+
+def probe(path: Path, *, points: Points = ALL_POINTS, seconds_a_point: float = SECONDS_A_POINT) -> DriveFigures:
     """Measure the drive under `path`, a file of 64 MiB or more to read, or a place where one may be written.
 
-    About 24 points of `seconds_a_point`. OSError where nothing can be read, nor written beside it.
+    `points`: (bytes of a read, reads at a time), each measured for `seconds_a_point` with and without the page cache.
+    OSError where nothing can be read, nor written beside it.
     """
     if path.is_file() and path.stat().st_size >= LEAST_FILE_BYTES:
-        return DriveFigures(tuple(_reads(path, seconds_a_point)), 0.0)
+        return DriveFigures(tuple(_reads(path, points, seconds_a_point)), 0.0)
     with _written(_existing(path)) as (file, write_bytes_per_s):
-        return DriveFigures(tuple(_reads(file, seconds_a_point)), write_bytes_per_s)
+        return DriveFigures(tuple(_reads(file, points, seconds_a_point)), write_bytes_per_s)
 
 
 def _existing(path: Path) -> Path:
@@ -82,7 +88,7 @@ def _written(place: Path) -> Iterator[tuple[Path, float]]:
         yield Path(file.name), size / (time.perf_counter() - started)
 
 
-def _reads(path: Path, seconds: float) -> Iterator[ReadFigure]:
+def _reads(path: Path, points: Points, seconds: float) -> Iterator[ReadFigure]:
     for direct in (True, False):
         flags = os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0)
         if direct and not hasattr(os, "O_DIRECT"):
@@ -94,10 +100,8 @@ def _reads(path: Path, seconds: float) -> Iterator[ReadFigure]:
                 continue  # the file system has none, tmpfs for one
             raise
         try:
-            for size in SIZES:
-                for depth in DEPTHS:
-                    rate = _rate(descriptor, size, depth, seconds)
-                    yield ReadFigure(size, depth, direct, rate)
+            for size, depth in points:
+                yield ReadFigure(size, depth, direct, _rate(descriptor, size, depth, seconds))
         finally:
             os.close(descriptor)
 

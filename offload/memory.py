@@ -1,10 +1,15 @@
 """Memory from the system, in large or small pages. Knows nothing about what is put there."""
 
+import ctypes
+import logging
 import mmap
+import os
 import sys
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger("strata.memory")
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -24,6 +29,17 @@ def reserved_bytes(num_bytes: int, *, huge_pages: bool) -> NDArray[np.uint8]:
     if advice is not None:
         memory.madvise(advice)
     return np.frombuffer(memory, np.uint8)
+
+
+def release_pages(memory: NDArray[np.uint8]) -> None:
+    """Gives the whole pages of private memory back to the system: they are zero when they are next read."""
+    begin = -(-memory.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (memory.ctypes.data + memory.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size <= 0 or sys.platform == "win32":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED):
+        log.warning("%d bytes could not be given back: %s", size, os.strerror(ctypes.get_errno()))
 
 
 def read_buffer(num_bytes: int) -> NDArray[np.uint8]:

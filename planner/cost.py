@@ -16,7 +16,7 @@ from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.plan import Bottleneck, Measurement, Needs, Plan, PlannedModel, Prediction, Settings, WeightsForm
-from planner.profile import Profile, load_or_measure, record_observation
+from planner.profile import Profile, load_or_measure, record_hits, record_observation
 from planner.streamed import Streaming
 
 # Calls into the tensor library, counted in the sequential loop: of each part, each norm or bias in it, each product.
@@ -183,6 +183,7 @@ def predict(
         prompt_tokens=prompt_tokens,
         decode_correction=decode,
         prefill_correction=prefill,
+        hit_rate=streaming.curve.hit_rate(settings.stream_slots) if streaming and model.expert_count else None,
     )
 
 
@@ -192,6 +193,11 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
     Reading the prompt is learned from only where it has 32 tokens or more and the plan was predicted for its length.
     """
     profile, predicted = load_or_measure(path), plan.predicted
+    if measured.hit_rate is not None and plan.settings.stream_slots:
+        is_first = plan.model.key not in profile.hits
+        profile = record_hits(profile, plan.model.key, plan.settings.stream_slots, measured.hit_rate, path)
+        if is_first:  # what else was off is told by the next run, whose hits are foreseen
+            return profile
     if measured.decode_tokens_per_s:
         profile = record_observation(
             profile,

@@ -94,6 +94,10 @@ def render_comparison(
     if measured.prompt_tokens in (None, predicted.prompt_tokens):
         shown = "-" if measured.ttft_s is None else duration(measured.ttft_s)
         table.add_row("first token", duration(predicted.ttft_s), shown, _ratio(measured.ttft_s, predicted.ttft_s))
+    if predicted.hit_rate is not None:
+        shown = "-" if measured.hit_rate is None else f"{measured.hit_rate:.0%}"
+        ratio = "-" if measured.hit_rate is None else _ratio(measured.hit_rate, predicted.hit_rate)
+        table.add_row("experts found in RAM", f"{predicted.hit_rate:.0%}", shown, ratio)
     promise, fact = predicted.peak_ram_bytes, measured.peak_ram_bytes
     table.add_row("peak RAM", format_size(int(promise)), format_size(fact), _ratio(fact, promise))
     console.print(table)

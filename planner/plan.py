@@ -160,6 +160,7 @@ class Prediction:
     prompt_tokens: int  # that `ttft_s` and `prefill_tokens_per_s` are for
     decode_correction: Residual
     prefill_correction: Residual
+    hit_rate: float | None = None  # of experts that a decoded token uses, how many are in RAM; None without streaming
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction as JSON types."""
@@ -175,6 +176,7 @@ class Measurement:
     ttft_s: float | None
     peak_ram_bytes: int
     prompt_tokens: int | None = None  # that were computed, not taken from a cache
+    hit_rate: float | None = None
     bottleneck: Bottleneck | None = None  # always None: a run does not tell what it was bound by
 
     def as_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from cpu_kernels.quant_types import QuantType
 from cpu_kernels.reference.dequantize import dequantize
 from gpu_kernels.bandwidth import GpuRates, measure_rates
 from gpu_kernels.capabilities import GpuCapabilities
-from offload.flash_probe import DriveFigures, filesystem_key, probe
+from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key, probe
 from planner import document, profile_kernels
 from planner.budget import cgroup_cpu_quota
 from planner.machine import KernelPoint
@@ -38,6 +38,7 @@ from planner.machine import KernelPoint
 log = logging.getLogger("strata.planner.profile")
 
 FORMAT_VERSION = 3
+MOST_HIT_POINTS = 16  # of one model
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 RESIDUAL_LIMITS = (0.2, 5.0)
 _RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
@@ -73,6 +74,7 @@ class Profile:
     drives: Mapping[str, DriveFigures] = field(default_factory=dict)  # by file system
     gpu: GpuRates | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
+    hits: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # by model: (slots, hit rate)
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -163,12 +165,15 @@ def with_kernel_rates(profile: Profile, quant_types: Iterable[QuantType], path: 
     return profile
 
 
-def with_drive(profile: Profile, place: Path, path: Path | None = None) -> Profile:
-    """`profile` with the drive that `place` lies on, measured (8 s) and stored where it is not known; OSError."""
+def with_drive(profile: Profile, place: Path, path: Path | None = None, *, points: Points = ALL_POINTS) -> Profile:
+    """`profile` with these points of the drive that `place` lies on; OSError.
+
+    Measured, a quarter of a second a point and mode, and stored, unless as many are known.
+    """
     key = filesystem_key(place)
-    if key in profile.drives:
+    if key in profile.drives and len({read.read_bytes for read in profile.drives[key].reads}) >= len(dict(points)):
         return profile
-    profile = replace(profile, drives={**profile.drives, key: probe(place)})
+    profile = replace(profile, drives={**profile.drives, key: probe(place, points=points)})
     save(profile, path)
     return profile
 
@@ -200,6 +205,15 @@ def record_observation(
         factor = exp((1 - _RESIDUAL_WEIGHT) * ln(old.factor) + _RESIDUAL_WEIGHT * ln(newest))
         residuals[key] = Residual(min(max(factor, low), high), old.runs + 1)
     profile = replace(profile, residuals=residuals)
+    save(profile, path)
+    return profile
+
+
+def record_hits(profile: Profile, model: str, slots: int, hit_rate: float, path: Path | None = None) -> Profile:
+    """Keep how often a run found a model's experts in so many slots, in place of what was known for as many."""
+    others = (point for point in profile.hits.get(model, ()) if point[0] != slots)
+    points = tuple(sorted((*others, (slots, hit_rate)))[-MOST_HIT_POINTS:])
+    profile = replace(profile, hits={**profile.hits, model: points})
     save(profile, path)
     return profile
 

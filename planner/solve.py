@@ -15,11 +15,13 @@ from cpu_kernels.quant_types import quant_type
 from gpu_kernels import capabilities
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.errors import DoesNotFitError, FlashError
+from offload.flash_probe import STREAMING_POINTS
 from offload.gguf import GGUFFile
 from offload.tiers import Device
 from planner import cost
 from planner.budget import Budget, measure_budget
 from planner.described import plan_described, with_other_tiers
+from planner.hit_curve import traced_curve
 from planner.machine import Machine
 from planner.machine_here import flash_here
 from planner.memory import FLOAT32_BYTES, memory_needs
@@ -46,7 +48,7 @@ from planner.profile import (
 )
 from planner.question import Here, Question, Wish, ask
 from planner.refusal import refusal
-from planner.streamed import Streaming, hit_curve, least_slots, streamed_needs
+from planner.streamed import Streaming, all_slots, hit_curve, least_slots, streamed_needs
 from planner.ways import (
     AUTO,
     DEFAULT_PROMPT_TOKENS,
@@ -229,12 +231,14 @@ def _streaming(shape: ModelShape, profile: Profile, model: PlannedModel, setting
     """Where experts come from and how often, if they are streamed; the drive is measured where it is not known."""
     if not settings.stream_slots:
         return None
+    path = Path(model.path)
     try:
-        flash = flash_here(with_drive(profile, Path(model.path)), Path(model.path))
+        flash = flash_here(with_drive(profile, path, points=STREAMING_POINTS), path)
     except OSError as error:
         raise FlashError(f"the drive of {model.path} cannot be measured: {error}") from error
     assert flash is not None, "the drive was measured"
-    return Streaming(flash, hit_curve(shape))
+    points = profile.hits.get(model.key)
+    return Streaming(flash, hit_curve(shape, None if points is None else traced_curve(points, all_slots(shape))))
 
 
 def _with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:

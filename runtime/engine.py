@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offload.cache_counts import CacheCounts
 from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
@@ -37,6 +38,7 @@ from runtime.tokenizer import Tokenizer
 
 log = logging.getLogger("strata.engine")
 
+LEAST_LOOKUPS = 1000  # of experts, from which a hit rate is told
 Progress = Callable[[int, int], None]
 """Called with (done, total): bytes while loading, tokens while a prompt is read."""
 
@@ -145,6 +147,7 @@ class Engine(Closing):
         )
         self._replanner.begin()
         total = generation.timing.prompt_tokens
+        read: CacheCounts | None = None
         if on_prefill is not None:
             on_prefill(0, total)
         try:
@@ -153,11 +156,12 @@ class Engine(Closing):
                     break
                 piece = self._advance([generation])[0]
                 if piece is not None:
+                    read = read or self.cache_counts
                     yield piece
                 elif on_prefill is not None:
                     on_prefill(total - generation.prompt_tokens_left, total)
         finally:
-            self.measured = self._measurement(generation)
+            self.measured = self._measurement(generation, read)
             log.info("seed %s, %s", generation.sampler.seed, generation.timing)
 
     def generate_batch(
@@ -267,12 +271,20 @@ class Engine(Closing):
             max_tokens=request.max_tokens,
         )
 
-    def _measurement(self, generation: Generation) -> Measurement:
-        timing = generation.timing
+    @property
+    def cache_counts(self) -> CacheCounts | None:
+        """What the cache of streamed weights has seen; None where all are in RAM."""
+        return self.executor.cache_counts if isinstance(self.executor, RoutedExecutor) else None
+
+    def _measurement(self, generation: Generation, before: CacheCounts | None) -> Measurement:
+        """`before`: when the prompt had been read."""
+        timing, counts = generation.timing, self.cache_counts
+        decoding = counts.since(before) if counts is not None and before is not None else CacheCounts()
         return Measurement(
             decode_tokens_per_s=timing.decode_tokens_per_s,
             prefill_tokens_per_s=timing.prefill_tokens_per_s,
             ttft_s=timing.ttft_s,
             peak_ram_bytes=peak_ram_bytes(),
             prompt_tokens=timing.prompt_tokens,
+            hit_rate=decoding.hit_rate if decoding.lookups >= LEAST_LOOKUPS and self.plan.model.expert_count else None,
         )

@@ -1,8 +1,9 @@
 """Holds a run to its plan: where speed or memory turn out otherwise, says so and changes what can be changed.
 
 What changes while sequences go on, their answers and caches untouched: the number of threads, found by a trial of a few
-tokens each, and under memory pressure the size of prefill chunks. Everything else is the user's to change, and is
-named. One line a change in the log `strata.replan`. Knows nothing of tokens' meaning, and reads no clock.
+tokens each, and under memory pressure the size of prefill chunks and the room for weights that flash can bring again.
+Everything else is the user's to change, and is named. One line a change in the log `strata.replan`. Knows nothing of
+tokens' meaning, and reads no clock.
 """
 
 import logging
@@ -14,7 +15,7 @@ from planner.figures import figures, plural
 from planner.plan import Measurement, Plan
 from planner.ways import MIN_CHUNK_TOKENS
 from runtime.drift import WINDOW_TOKENS, Drift, DriftWatch, ThreadTrial, other_threads
-from runtime.executor.base import Executor, ThreadedExecutor
+from runtime.executor.base import Executor, RoutedExecutor, ThreadedExecutor
 
 log = logging.getLogger("strata.replan")
 
@@ -49,6 +50,7 @@ class Replanner:
         self.is_pressed = False
         self._plan = plan
         self._executor = executor if isinstance(executor, ThreadedExecutor) else None
+        self._cached = executor if isinstance(executor, RoutedExecutor) else None
         self._ram = ram
         self._margin_bytes = plan.needs.ram.margin_bytes or RAM_MARGIN_MIN_BYTES
         self._watches = {1: DriftWatch(plan.predicted.decode_tokens_per_s)}
@@ -161,12 +163,19 @@ class Replanner:
             reason = f"{format_size(free)} of RAM left by {source}, less than the margin of {margin}"
             smaller = planned > MIN_CHUNK_TOKENS
             self.chunk_tokens = min(planned, MIN_CHUNK_TOKENS)
-            change = f"prompts in chunks of {self.chunk_tokens} tokens instead of {planned}" if smaller else None
-            self._tell(reason, change, MEMORY_ADVICE)
+            changes = [f"prompts in chunks of {self.chunk_tokens} tokens instead of {planned}"] if smaller else []
+            if given := self._shrink(RELIEF * self._margin_bytes - free):
+                changes.insert(0, f"{format_size(given)} of weights from flash given back")
+            self._tell(reason, "; ".join(changes) or None, MEMORY_ADVICE)
         elif self.is_pressed and free >= RELIEF * self._margin_bytes:
             self.is_pressed = False
             self.chunk_tokens = planned
+            self._shrink(0)
             self._tell(f"{format_size(free)} of RAM are free again", f"prompts in chunks of {planned} tokens")
+
+    def _shrink(self, num_bytes: int) -> int:
+        """Give back so much of what flash can bring again; 0: take it back."""
+        return self._cached.shrink_cache(num_bytes) if self._cached is not None else 0
 
     def _tell(self, reason: str, change: str | None, advice: str | None = None) -> None:
         replan = Replan(self._steps, reason, change, advice)

@@ -40,7 +40,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _known_drive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of models that do not fit in RAM ask how fast the drive is: nobody waits 8 s for a measurement here."""
     figures = DriveFigures((ReadFigure(1 << 20, 4, True, 2e9),), 1e9)
-    monkeypatch.setattr("planner.profile.probe", lambda _: figures)
+    monkeypatch.setattr("planner.profile.probe", lambda _, **_options: figures)
 
 
 @pytest.fixture(scope="session")

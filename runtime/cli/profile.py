@@ -63,7 +63,7 @@ def _measured(place: Path, types: list[QuantType], *, again: bool) -> Profile:
     with console.status("measuring memory and arithmetic"):
         if again:
             old, profile = load_or_measure(), measure_apart()
-            profile = replace(profile, residuals=old.residuals)
+            profile = replace(profile, residuals=old.residuals, hits=old.hits)
             save(profile)
         else:
             profile = load_or_measure()

@@ -100,6 +100,12 @@ class RoutedExecutor(Protocol):
         """What the cache of streamed weights has seen; None where all are in RAM."""
         ...
 
+    def shrink_cache(self, num_bytes: int) -> int:
+        """Gives back about that many bytes of streamed weights; the bytes, less where a step needs them. Not lasting:
+        0 takes back what there was at first.
+        """
+        ...
+
     def record_routing(self, model_name: str) -> TraceRecorder:
         """Collects what the routers decide from now on; RequestError for a model without routed experts."""
         ...

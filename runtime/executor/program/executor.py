@@ -21,6 +21,8 @@ from runtime.executor.program.runner import MAX_LANES, Lane, Runner
 from runtime.panels import PanelWeights
 
 CHUNK_TOKENS = 256  # of a prompt in one run, where nothing else is asked for
+LEAST_TOKENS = 8  # for whose experts of a layer a cache keeps slots
+LEAST_LAYERS = 3  # of a dense model that a cache keeps slots for
 
 
 class ProgramExecutor:
@@ -35,7 +37,8 @@ class ProgramExecutor:
         """UnsupportedModelError for heads that the kernels do not know."""
         self.model = model
         self._weights = weights
-        self._most_tokens = min(chunk_tokens, _tokens_that_slots_serve(model, weights))
+        slots = sys.maxsize if weights.streamed is None else weights.streamed.slots.slots
+        self._chunk_tokens = self._most_tokens = min(chunk_tokens, _tokens_that_slots_serve(model, slots))
         try:
             self._runner = Runner(model, weights, threads, self._most_tokens)
         except ValueError as error:
@@ -56,6 +59,18 @@ class ProgramExecutor:
         """Make or load every kernel now, so that the first answer does not wait for them."""
         for count in (1, self._runner.few_tokens + 1):  # the two kinds of programs
             self.forward([Step([0] * count, self.new_kv(count))])
+
+    def shrink_cache(self, num_bytes: int) -> int:
+        """See `RoutedExecutor`."""
+        streamed = self._weights.streamed
+        if streamed is None:
+            return 0
+        slot_bytes, slots = streamed.slots.slot_bytes, streamed.slots.slots
+        least = LEAST_LAYERS if self.model.experts is None else LEAST_TOKENS * self.model.experts.used_count
+        kept = max(slots - -(-num_bytes // slot_bytes), min(least, slots))
+        streamed.cache.resize(kept)
+        self._most_tokens = min(self._chunk_tokens, _tokens_that_slots_serve(self.model, kept))
+        return (slots - kept) * slot_bytes
 
     def record_routing(self, model_name: str) -> TraceRecorder:
         """Collects what the routers decide from now on; RequestError for a model without routed experts."""
@@ -108,9 +123,8 @@ class ProgramExecutor:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _tokens_that_slots_serve(model: Model, weights: PanelWeights) -> int:
+def _tokens_that_slots_serve(model: Model, slots: int) -> int:
     """Tokens whose experts of one layer find a slot each, whatever the router chooses."""
-    if weights.streamed is None or model.experts is None:
+    if model.experts is None:
         return sys.maxsize
-    slots = weights.streamed.slots.slots
     return sys.maxsize if slots >= model.experts.count else max(1, slots // model.experts.used_count)

@@ -29,7 +29,7 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles.profile_kernels, "measure_apart", lambda names, _: dict.fromkeys(names, rates))
     monkeypatch.setattr(flash_probe, "SECONDS_A_POINT", 0.001)
     figures = flash_probe.DriveFigures((flash_probe.ReadFigure(1 << 20, 4, True, 2e9),), 1e9)
-    monkeypatch.setattr(profiles, "probe", lambda _: figures)
+    monkeypatch.setattr(profiles, "probe", lambda _, **_options: figures)
 
 
 def invoke(*arguments: str) -> Any:
@@ -70,7 +70,7 @@ def test_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_drive_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Path) -> None:
+    def fail(_: Path, **_options: object) -> None:
         raise OSError("no space")
 
     monkeypatch.setattr(profiles, "probe", fail)

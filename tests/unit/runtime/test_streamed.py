@@ -13,6 +13,7 @@ from offload.policies import PolicyName
 from offload.trace_replay import replay
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
+from runtime.executor.program import executor as executor_module
 from tests.support import models, programs
 
 NAMES = ("qwen3moe", "qwen2moe", "llama", "gemma3")
@@ -113,3 +114,28 @@ def test_a_dense_model_has_no_routing_to_record(folder: Path) -> None:
         pytest.raises(RequestError, match="no routed experts"),
     ):
         runner.record_routing("model")
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "llama"])
+def test_a_cache_that_shrinks_and_grows_changes_nothing(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "LEAST_TOKENS", 2)
+    monkeypatch.setattr(executor_module, "LEAST_LAYERS", 1)
+    path = generated(folder, name)
+    with programs.executor(path) as resident:
+        wanted = run(resident)
+    with programs.streaming(path, 10_000) as (runner, streamed):
+        everything = streamed.slots.slots
+        np.testing.assert_array_equal(run(runner), wanted)
+        given = runner.shrink_cache(1 << 40)
+        assert given == (everything - streamed.cache.usable_slots) * streamed.slots.slot_bytes > 0
+        np.testing.assert_array_equal(run(runner), wanted)
+        half = streamed.slots.slot_bytes * (everything // 2)
+        assert runner.shrink_cache(half) == half
+        np.testing.assert_array_equal(run(runner), wanted)
+        assert runner.shrink_cache(0) == 0
+        np.testing.assert_array_equal(run(runner), wanted)
+        before = streamed.cache.counts
+        np.testing.assert_array_equal(run(runner), wanted)
+        assert streamed.cache.counts.since(before).misses == 0, "all are there again"
