@@ -115,7 +115,7 @@ def quantize_row(source: Field, stride_bytes: int, n: Field, buffer: ActivationB
 def _trace_quantize(kernel: Kernel, kind: ActivationKind) -> None:
     """Tiles that are full or of one column, the usual ones, have code of their own, in which places are constants.
 
-    2048 values of one column then take 0.47 us instead of 0.63 (Zen 5).
+    With it, and with sums and maxima that stay in vectors, 2048 values take 0.44 us instead of 0.98 (INT8, Zen 5).
     """
     n, out, row_blocks = kernel.arg(2), kernel.arg(3), kernel.arg(4)
     tile = kernel.isa.tile_columns

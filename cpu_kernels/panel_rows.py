@@ -48,7 +48,7 @@ class PanelRows:
 
 
 class _KernelRows:
-    """Rows by the kernel of `trace_row`: a row of 2048 Q6_K weights takes a fifth of the product's time."""
+    """Rows by the kernel of `trace_row`: 2048 Q6_K weights in 4.7 us, by products in 37 (Zen 5)."""
 
     def __init__(self, form: PanelFormat, columns: int) -> None:
         steps = form.steps(columns)

@@ -129,8 +129,11 @@ class ExpertCache(Closing):
         """Slots that are used."""
         return self._usable
 
-    def recover(self) -> StrataError | None:
-        """After a run that failed: the error of a read, if that was the cause; what failed can be asked for again."""
+    def recover(self) -> BaseException | None:
+        """After a run that failed: the error of a read or of `fetch`, if that was the cause.
+
+        What failed can be asked for again.
+        """
         self.reader.drain()
         with self._lock:
             for (layer, expert), load in list(self._loads.items()):
@@ -140,7 +143,7 @@ class ExpertCache(Closing):
                     self.slots.forget_failure(load.slot, part)
             self._demanded = 0
             error, self._error = self._error, None
-        return error
+        return error or self.slots.take_failure()
 
     def close(self) -> None:
         """Ends the reads; may be called twice."""
