@@ -36,6 +36,9 @@ SEGMENT_BYTES = 16  # as in `experts`
 Miss = Callable[[int, NDArray[np.int64], int], None]
 """(layer, experts of it that have no slot, how many experts of it are used): gives them slots before it returns."""
 
+Foresee = Callable[[int, NDArray[np.int64], int], None]
+"""(layer, experts that it may soon use and that have no slot, the likeliest first, the layer that is computed now)."""
+
 
 class ExpertSlots:
     """Tables for `slots` slots of `slot_bytes` that experts of `layers` x `experts` share."""
@@ -46,6 +49,7 @@ class ExpertSlots:
         self.clock = aligned_int64(2)  # layers that were looked up, experts that were
         self.last_used = np.zeros((layers, experts), np.int64)
         self.counts = np.zeros((layers, experts), np.float64)
+        self.tells = aligned_int64(layers)  # not 0: `miss` is called for the layer even where no expert is missing
         self._places = aligned_int64(layers * parts * experts * 4).reshape(layers, parts, experts, 4)
         self._counters = aligned_int64(slots * parts * COUNTER_BYTES // 8).reshape(slots, parts, COUNTER_BYTES // 8)
         self._settings = waiting_settings()
@@ -92,31 +96,50 @@ class ExpertSlots:
     def lookup_row(self, layer: int, segments: int, most: Field, *, dense_from: int, status: int, miss: Miss) -> Row:
         """Looks the segments' experts up, counts their use, and has those without a slot given one by `miss`.
 
-        `miss` is also called, without missing experts, when `dense_from` experts or more are used. Then moves the
-        segments of experts that are there before those that are still to arrive. What `miss` raises ends the run and
-        is kept for `take_failure`. `status`: `Program.status_address`.
+        `miss` is also called, without missing experts, when `dense_from` experts or more are used or the layer `tells`.
+        Then moves the segments of experts that are there before those that are still to arrive. What `miss` raises
+        ends the run and is kept for `take_failure`. `status`: `Program.status_address`.
         """
-
-        def guarded(_args: int | None, used: int, _end: int) -> None:
-            try:
-                count = int(self._missing[1])
-                miss(int(self._missing[0]), self._missing[2 : 2 + count].copy(), used)
-            except BaseException as error:  # noqa: BLE001 - handed on by `take_failure`
-                self._failure = error
-                ctypes.c_int64.from_address(status).value = -1
-
-        callback = OperationCallback(guarded)
+        callback = self._callback(miss, status)
         args = (
             *(segments, most, self.places(layer, 0), self.last_used[layer].ctypes.data),
             *(self.counts[layer].ctypes.data, self.clock.ctypes.data, self._missing.ctypes.data),
             *(ctypes.cast(callback, ctypes.c_void_p).value or 0, layer, dense_from, self._scratch.ctypes.data),
+            self.tells[layer:].ctypes.data,
         )
         return Row("look_up_experts", _look_up, 1, args, keep=(self, callback))
+
+    def foresee_row(
+        self, layer: int, topk_ids: int, tokens: Field, *, used: int, current: int, status: int, foresee: Foresee
+    ) -> Row:
+        """Calls `foresee` with those of topk_ids (tokens, used) that have no slot of `layer`, unless all have.
+
+        `current`: the layer that is computed now. What `foresee` raises ends the run, as for `lookup_row`.
+        """
+        callback = self._callback(foresee, status)
+        args = (
+            *(topk_ids, tokens, used, self.places(layer, 0), self._missing.ctypes.data),
+            *(ctypes.cast(callback, ctypes.c_void_p).value or 0, layer, current),
+        )
+        return Row("foresee_experts", _foresee, 1, args, keep=(self, callback))
 
     def take_failure(self) -> BaseException | None:
         """What `miss` raised in the last run; asked for once."""
         failure, self._failure = self._failure, None
         return failure
+
+    def _callback(self, call: Miss, status: int) -> OperationCallback:
+        """Called with `_missing`, and a number for `call` in place of the first item."""
+
+        def guarded(_args: int | None, number: int, _end: int) -> None:
+            try:
+                count = int(self._missing[1])
+                call(int(self._missing[0]), self._missing[2 : 2 + count].copy(), number)
+            except BaseException as error:  # noqa: BLE001 - handed on by `take_failure`
+                self._failure = error
+                ctypes.c_int64.from_address(status).value = -1
+
+        return OperationCallback(guarded)
 
     def _counter(self, slot: int, part: int) -> int:
         return int(self._counters[slot, part].ctypes.data)
@@ -127,6 +150,7 @@ def _look_up(args: Any, begin: int, end: int) -> None:
     """One item."""
     segments, most, places, last_used, counts = args[0], args[1], args[2], args[3], args[4]
     clock, missing, callback, layer, dense_from, scratch = args[5], args[6], args[7], args[8], args[9], args[10]
+    tells = args[11]
     now = int_at(clock) + 1
     set_int(clock, now)
     used = 0
@@ -141,7 +165,7 @@ def _look_up(args: Any, begin: int, end: int) -> None:
             absent += 1
         used += 1
     set_int(clock + 8, int_at(clock + 8) + used)
-    if absent > 0 or used >= dense_from:
+    if absent > 0 or used >= dense_from or int_at(tells) != 0:
         set_int(missing, layer)
         set_int(missing + 8, absent)
         call_operation(callback, missing, used, used)
@@ -165,6 +189,26 @@ def _look_up(args: Any, begin: int, end: int) -> None:
             set_int32(
                 segments + SEGMENT_BYTES * (kept + index) + field, int32_at(scratch + SEGMENT_BYTES * index + field)
             )
+
+
+@operation
+def _foresee(args: Any, begin: int, end: int) -> None:
+    """One item."""
+    topk_ids, tokens, used, places, missing = args[0], args[1], args[2], args[3], args[4]
+    absent = 0
+    for choice in range(used):  # all tokens' first choices come first
+        for token in range(tokens):
+            expert = int32_at(topk_ids + 4 * (token * used + choice))
+            is_new = int_at(places + PLACE_BYTES * expert + COUNTER) == 0
+            for index in range(absent):
+                is_new = is_new and int_at(missing + 8 * (2 + index)) != expert
+            if is_new:
+                set_int(missing + 8 * (2 + absent), expert)
+                absent += 1
+    if absent > 0:
+        set_int(missing, args[6])
+        set_int(missing + 8, absent)
+        call_operation(args[5], missing, args[7], args[7])
 
 
 @operation

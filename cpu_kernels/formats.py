@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from cpu_kernels import (
     dot_4bit,
@@ -22,14 +21,7 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.memory import ALIGNMENT
 from cpu_kernels.pack_codebook import RUNS
 from cpu_kernels.quant_types import QuantType
-
-
-class Family(Enum):
-    """How weights are multiplied: by integer or float dot products, or by sums of four activations from tables."""
-
-    DOT = "dot"
-    TABLES = "tables"
-
+from cpu_kernels.tuning import TILES, Family, Tuning
 
 _DOT_LAYOUTS: Mapping[str, Callable[[QuantType], Layout]] = {
     "F32": dot_float.FloatWeights,
@@ -92,7 +84,7 @@ class PanelFormat:
 
     def with_tile(self, columns: int) -> "PanelFormat":
         """The same panels, multiplied with tiles of so many columns; ValueError unless a power of two up to 16."""
-        if columns not in (1, 2, 4, 8, 16):
+        if columns not in TILES:
             raise ValueError(f"a tile of {columns} columns")
         return replace(self, isa=replace(self.isa, tile_columns=columns))
 
@@ -139,3 +131,24 @@ def panel_format(quant_type: QuantType, isa: ISA, family: Family = Family.DOT) -
             return PanelFormat(quant_type, isa.for_floats(), layout)
         case ActivationKind.TABLES:
             return PanelFormat(quant_type, isa.for_tables(), layout)
+
+
+def chosen_format(quant_type: QuantType, isa: ISA, tuning: Tuning | None = None) -> PanelFormat:
+    """The panels that a tuning chooses for a type; the default, dot products, where it says nothing or there is none.
+
+    NotImplementedError for a type without such kernels, ValueError for a tuning of another ISA.
+    """
+    if tuning is None:
+        return panel_format(quant_type, isa)
+    if isa.name != tuning.isa:
+        raise ValueError(f"kernels were tuned for {tuning.isa}, not for {isa.name}")
+    choice = tuning.choices.get(quant_type.name)
+    if choice is None:
+        return panel_format(quant_type, isa)
+    return panel_format(quant_type, isa, choice.family).with_tile(choice.tile_columns)
+
+
+def can_follow(tuning: Tuning, isa: ISA) -> bool:
+    """Whether a tuning is for this ISA and names only kernels that there are."""
+    known = {family: _LAYOUTS[family].keys() for family in Family}
+    return tuning.isa == isa.name and all(name in known[choice.family] for name, choice in tuning.choices.items())

@@ -140,3 +140,8 @@ def choose(name: str | None) -> ISA:
 def current() -> ISA:
     """The rung in use, chosen once: the best, or the one `STRATA_ISA` names (ValueError if it cannot run here)."""
     return choose(os.environ.get("STRATA_ISA") or None)
+
+
+def is_forced() -> bool:
+    """Whether `STRATA_ISA` names the rung in use: then kernels are the usual ones, whatever was measured."""
+    return bool(os.environ.get("STRATA_ISA"))

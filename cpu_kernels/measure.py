@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cpu_kernels import isa as ladder
 from cpu_kernels.activations import ActivationKind, quantize_row
 from cpu_kernels.compiler import kernel_address
-from cpu_kernels.formats import Family, PanelFormat, has_panel_format, panel_format
+from cpu_kernels.formats import PanelFormat, has_panel_format, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.matmul import matmul_row
 from cpu_kernels.memory import aligned_bytes
@@ -24,6 +24,7 @@ from cpu_kernels.pool import Pool
 from cpu_kernels.program import Program, Row
 from cpu_kernels.quant_types import QuantType
 from cpu_kernels.simd import F32, Kernel
+from cpu_kernels.tuning import Family
 
 WORKING_SET_BYTES = 320 << 20  # ten times the last-level cache of the CPU this was tuned on
 ROWS, COLUMNS = 2048, 4096  # of the matrices
@@ -71,20 +72,27 @@ def kernel_table(
     seconds_budget: float,
     isa: ISA | None = None,
 ) -> list[KernelFigure]:
-    """Figures of every family that has kernels for the types, at every number of columns.
-
-    About `seconds_budget` are spent measuring, five runs of each at least; compiling what is not cached comes on top.
-    `isa`: the one in use unless given. NotImplementedError where the system has no clock that programs can read.
-    """
+    """`format_table` of every family that has kernels for the types; `isa`: the one in use unless given."""
     used = isa or ladder.current()
     forms = [
         panel_format(kind, used, family) for kind in quant_types for family in Family if has_panel_format(kind, family)
     ]
+    return format_table(forms, columns, threads=threads, seconds_budget=seconds_budget, isa=used)
+
+
+def format_table(
+    forms: Sequence[PanelFormat], columns: Sequence[int], *, threads: int, seconds_budget: float, isa: ISA
+) -> list[KernelFigure]:
+    """Figures of formats made for `isa`, at every number of columns.
+
+    About `seconds_budget` are spent measuring, five runs of each at least; compiling what is not cached comes on top.
+    NotImplementedError where the system has no clock that programs can read.
+    """
     if not forms or not columns:
         return []
     share = seconds_budget / (len(forms) * len(columns))
     with Bench(threads) as bench:
-        peaks = {kind: bench.peak(used, kind) for kind in {form.activation_kind for form in forms}}
+        peaks = {kind: bench.peak(isa, kind) for kind in {form.activation_kind for form in forms}}
         return [bench.figure(form, n, share, peaks[form.activation_kind]) for form in forms for n in columns]
 
 

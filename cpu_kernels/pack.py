@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.compiler import kernel_address
-from cpu_kernels.formats import Family, PanelFormat, panel_format
+from cpu_kernels.formats import PanelFormat, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.memory import ALIGNMENT, aligned_bytes
 from cpu_kernels.pack_lanes import LanePacker
 from cpu_kernels.quant_types import QuantType
 from cpu_kernels.simd import MAX_ARGS, Kernel
+from cpu_kernels.tuning import Family
 
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 

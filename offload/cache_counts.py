@@ -12,11 +12,20 @@ class CacheCounts:
     read_ahead: int = 0  # experts
     bytes_read: int = 0
     waiting_s: float = 0.0  # while experts that a step waited for were on their way
+    foreseen: int = 0  # experts read on a guess of what the next layer uses
+    foreseen_used: int = 0  # of those, that the layer used; no misses
+    wasted_bytes: int = 0  # read for the others
 
     @property
     def hit_rate(self) -> float:
-        """Lookups that found their expert, or found it on its way."""
-        return 1.0 - self.misses / self.lookups if self.lookups else 0.0
+        """Lookups that found their expert, or found it on its way, those not counted that only a guess brought."""
+        return 1.0 - (self.misses + self.foreseen_used) / self.lookups if self.lookups else 0.0
+
+    @property
+    def foreseen_recall(self) -> float:
+        """Of the experts that were lacking, the part that a guess brought or had begun to bring."""
+        lacking = self.misses + self.foreseen_used
+        return self.foreseen_used / lacking if lacking else 0.0
 
     def since(self, before: "CacheCounts") -> "CacheCounts":
         """What came after."""
@@ -26,4 +35,7 @@ class CacheCounts:
             self.read_ahead - before.read_ahead,
             self.bytes_read - before.bytes_read,
             self.waiting_s - before.waiting_s,
+            self.foreseen - before.foreseen,
+            self.foreseen_used - before.foreseen_used,
+            self.wasted_bytes - before.wasted_bytes,
         )

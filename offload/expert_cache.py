@@ -3,9 +3,11 @@
 Slots of one size hold an expert each; `cpu_kernels.expert_slots` has the tables that programs read. A layer without
 routed experts counts as one expert that every token uses, so that dense models stream by the same rules. A step asks
 for the experts that it lacks as soon as its router has chosen and goes on with those that are there; where a step uses
-nearly all experts of a layer, as a long prompt does, those of the next layers are read ahead. Knows nothing about what
-an expert computes or how its bytes are laid out. Invariants: an expert of the layer that is being computed is never
-evicted, nor one that is arriving; what is in a slot is whole or is waited for.
+nearly all experts of a layer, as a long prompt does, those of the next layers are read ahead; a step that uses few may
+have some read on a guess (`foresee`), which the layer's own look-up settles. Knows nothing about what an expert
+computes or how its bytes are laid out. Invariants: an expert of the layer that is being computed is never evicted, nor
+one that is arriving; what is in a slot is whole or is waited for; slots for all experts of a layer are never lacking
+because of reads ahead of time.
 """
 
 import logging
@@ -23,8 +25,10 @@ from offload.cache_counts import CacheCounts
 from offload.closing import Closing
 from offload.errors import FlashError, StrataError
 from offload.flash import Extent, FlashReader, Priority, Read
+from offload.foresight import Foresight
 from offload.memory import release_pages, reserved_bytes
 from offload.policies import DENSE_SHARE, Policy, PolicyName, Uses, make_policy
+from offload.prefetch_gate import PrefetchGate, PrefetchMode
 
 log = logging.getLogger("strata.experts")
 
@@ -53,10 +57,17 @@ class ExpertCache(Closing):
     """Slots for experts that `bundles` brings through `reader`, which belongs to the cache from now on."""
 
     def __init__(
-        self, slots: ExpertSlots, bundles: Bundles, reader: FlashReader, *, policy: PolicyName = PolicyName.LRU
+        self,
+        slots: ExpertSlots,
+        bundles: Bundles,
+        reader: FlashReader,
+        *,
+        policy: PolicyName = PolicyName.LRU,
+        prefetch: PrefetchMode = PrefetchMode.AUTO,
     ) -> None:
         self.slots = slots
         self.reader = reader
+        self.gate = PrefetchGate(prefetch)
         self._bundles = bundles
         self._memory = reserved_bytes(slots.slots * slots.slot_bytes, huge_pages=True)
         self._uses = Uses(slots.clock[:1], slots.last_used, slots.counts)
@@ -68,6 +79,8 @@ class ExpertCache(Closing):
         self._free = list(range(slots.slots - 1, -1, -1))
         self._usable = slots.slots
         self._loads: dict[tuple[int, int], _Load] = {}
+        self._foresight = Foresight(slots.layers, slots.slot_bytes)
+        self._guesses: dict[int, list[_Load]] = {}  # by layer: what its next look-up settles
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._error: StrataError | None = None
@@ -88,8 +101,10 @@ class ExpertCache(Closing):
     @property
     def counts(self) -> CacheCounts:
         """What was looked up, missed and read."""
+        guesses = self._foresight
         return CacheCounts(
-            self.slots.lookups, self._misses, self._read_ahead, self._bytes_read, round(self._waiting_s, 6)
+            *(self.slots.lookups, self._misses, self._read_ahead, self._bytes_read, round(self._waiting_s, 6)),
+            *(guesses.foreseen, guesses.used, guesses.wasted_bytes),
         )
 
     @property
@@ -101,6 +116,7 @@ class ExpertCache(Closing):
         """Gives the missing experts of a layer slots and begins to read them; see `ExpertSlots.lookup_row`."""
         with self._lock:
             self._misses += len(missing)
+            self._settle(layer)
             if self._wants_every_use:
                 self._policy.used(layer, np.flatnonzero(self.slots.last_used[layer] == self.slots.clock[0]), None)
             if len(missing):
@@ -108,6 +124,32 @@ class ExpertCache(Closing):
             self._hurry(layer)
             if used >= DENSE_SHARE * self.slots.experts:
                 self._load_ahead(layer)
+
+    def foresee(self, layer: int, experts: NDArray[np.int64], current: int) -> None:
+        """Begins to read some of the experts that the next layer may use; see `ExpertSlots.foresee_row`.
+
+        Only as many as the drive has time for, and only in place of experts that the policy gives less than a guess is
+        worth, none of them of the current layer's or the next one's.
+        """
+        with self._lock:
+            chosen = experts[: max(min(self._foresight.most, self._spare(current, 1)), 0)]
+            lacking = len(chosen) - len(self._free)
+            if lacking > 0:
+                values = self._policy.values(current)
+                worth = self._foresight.worth(values[layer, chosen[-lacking:]], values.max())
+                least = np.sort(values[self._evictable(current, 1)])[:lacking]
+                chosen = chosen[: len(self._free) + int(np.logical_and.accumulate(least < worth).sum())]
+            if len(chosen):
+                loads = self._load(layer, chosen, self._take(len(chosen), current, 1), Priority.PREFETCH)
+                self._guesses.setdefault(layer, []).extend(loads)
+                self.slots.tells[layer] = 1
+                self._foresight.foreseen += len(loads)
+                self._foresight.num_bytes += sum(load.num_bytes for load in loads)
+
+    def run_took(self, seconds: float, tokens: int) -> None:
+        """A run that decoded a token of each of so many sequences is over: decides about guesses in the next one."""
+        self.gate.token_took(seconds / tokens)
+        self._foresight.run_took(seconds, self.reader.counts.busy_s, self.reader.counts.num_bytes)
 
     def resize(self, slots: int) -> None:
         """Keeps to the first `slots` slots from now on, at most as many as there were at first; only between steps.
@@ -117,6 +159,7 @@ class ExpertCache(Closing):
         slots = min(slots, self.slots.slots)
         self.reader.drain()
         with self._lock:
+            self._forget_guesses()
             before, self._usable = self._usable, slots
             for layer, expert in np.argwhere(self._slot_of >= slots).tolist():
                 self._evict(layer, expert)
@@ -136,6 +179,7 @@ class ExpertCache(Closing):
         """
         self.reader.drain()
         with self._lock:
+            self._forget_guesses()
             for (layer, expert), load in list(self._loads.items()):
                 del self._loads[layer, expert]
                 self._evict(layer, expert)
@@ -149,13 +193,12 @@ class ExpertCache(Closing):
         """Ends the reads; may be called twice."""
         self.reader.close()
 
-    def _load(self, layer: int, experts: NDArray[np.int64], slots: list[int], priority: Priority) -> None:
+    def _load(self, layer: int, experts: NDArray[np.int64], slots: list[int], priority: Priority) -> "list[_Load]":
         """Begins to read experts into free slots."""
         loads = []
         for expert, slot in zip(experts.tolist(), slots, strict=True):
             pieces = self._bundles.pieces(layer, expert)
-            left = [sum(piece.part == part for piece in pieces) for part in range(self.slots.parts)]
-            load = _Load(layer, expert, slot, left, is_demanded=priority is Priority.DEMAND)
+            load = _Load(layer, expert, slot, pieces, self.slots.parts, priority)
             self._loads[layer, expert] = load
             self._slot_of[layer, expert] = slot
             self._arriving[layer, expert] = True
@@ -165,7 +208,8 @@ class ExpertCache(Closing):
             self._waits_for(len(loads))
         for part in range(self.slots.parts):
             for load, pieces in loads:
-                load.reads += [self._submit(load, piece, priority) for piece in pieces if piece.part == part]
+                load.reads += [(piece, self._submit(load, piece, priority)) for piece in pieces if piece.part == part]
+        return [load for load, _ in loads]
 
     def _submit(self, load: "_Load", piece: Piece, priority: Priority) -> Read:
         size = self.slots.slot_bytes
@@ -178,6 +222,9 @@ class ExpertCache(Closing):
 
         def failed(error: StrataError) -> None:
             with self._lock:
+                if priority is Priority.PREFETCH:
+                    self._guess_failed(load, piece, error)
+                    return
                 self._error = self._error or error
             self.slots.failed(load.slot, piece.part, FAILED)
 
@@ -187,6 +234,9 @@ class ExpertCache(Closing):
         """A piece of a part is in its slot."""
         with self._lock:
             load.left[part] -= 1
+            if load.is_dropped:
+                self._let_go(load)
+                return
             if load.left[part]:
                 return
             self.slots.landed(load.slot, part)
@@ -198,13 +248,78 @@ class ExpertCache(Closing):
                 self._waits_for(-1)
 
     def _hurry(self, layer: int) -> None:
-        """What of this layer was only read ahead so far is waited for now."""
+        """What of this layer was only read ahead so far is waited for now, of guesses what came true."""
+        is_used = self.slots.last_used[layer] == self.slots.clock[0]
         for load in self._loads.values():
-            if load.layer == layer and not load.is_demanded:
+            if load.layer == layer and not load.is_demanded and (is_used[load.expert] or not load.is_guess):
                 load.is_demanded = True
                 self._waits_for(1)
-                for read in load.reads:
+                for _, read in load.reads:
                     self.reader.hurry(read)
+                load.reads += [(piece, self._submit(load, piece, Priority.DEMAND)) for piece in load.failed]
+                load.failed.clear()
+
+    def _settle(self, layer: int) -> None:
+        """Sees which guesses came true. The others give their slots back if something of them was still to be read;
+        those that are being read to the end stay, and are looked at again.
+        """
+        is_used = self.slots.last_used[layer] == self.slots.clock[0]
+        staying = []
+        for load in self._guesses.pop(layer, ()):
+            came_true = bool(is_used[load.expert])
+            is_arriving = self._loads.get((layer, load.expert)) is load
+            if is_arriving and not came_true and not self._drop(load):
+                staying.append(load)
+            if not load.is_settled:
+                load.is_settled = True
+                self._foresight.settle(load.num_bytes, is_used=came_true)
+        if staying:
+            self._guesses[layer] = staying
+        self.slots.tells[layer] = len(staying)
+
+    def _drop(self, load: "_Load") -> bool:
+        """Cancels what has not begun of a guess; then, if there was something, it has no slot any more."""
+        cancelled = [piece for piece, read in load.reads if self.reader.cancel(read)]
+        if not cancelled and not load.failed:
+            return False
+        num_bytes = sum(piece.extent.num_bytes for piece in cancelled)
+        load.num_bytes -= num_bytes
+        self._bytes_read -= num_bytes
+        self._foresight.num_bytes -= num_bytes
+        for piece in (*cancelled, *load.failed):
+            load.left[piece.part] -= 1
+        load.failed.clear()
+        load.is_dropped = True
+        del self._loads[load.layer, load.expert]
+        self._slot_of[load.layer, load.expert] = -1
+        self._arriving[load.layer, load.expert] = False
+        self.slots.release(load.layer, load.expert)
+        self._let_go(load)
+        return True
+
+    def _let_go(self, load: "_Load") -> None:
+        """The slot of a load that was dropped is free when no read fills it any more."""
+        if not any(load.left):
+            self._free.append(load.slot)
+
+    def _forget_guesses(self) -> None:
+        """When nothing is being read: there is nothing to settle any more."""
+        for load in [load for loads in self._guesses.values() for load in loads]:
+            if self._loads.get((load.layer, load.expert)) is load:
+                self._drop(load)
+        self._guesses.clear()
+        self.slots.tells[:] = 0
+
+    def _guess_failed(self, load: "_Load", piece: Piece, error: StrataError) -> None:
+        """A piece of a guess could not be read: asked for again as soon as a step waits for it."""
+        log.warning("reading an expert ahead failed: %s", error)
+        if load.is_dropped:
+            load.left[piece.part] -= 1
+            self._let_go(load)
+        elif load.is_demanded:
+            load.reads.append((piece, self._submit(load, piece, Priority.DEMAND)))
+        else:
+            load.failed.append(piece)
 
     def _waits_for(self, more: int) -> None:
         now = time.perf_counter()
@@ -221,13 +336,16 @@ class ExpertCache(Closing):
             absent = np.flatnonzero(self._slot_of[following] < 0)
             if not len(absent):
                 continue
-            spare = len(self._free) + int(self._evictable(current, step).sum()) - experts
-            room = min(spare, max(experts, LOADS_AHEAD) - int(self._arriving.sum()))
+            room = min(self._spare(current, step), max(experts, LOADS_AHEAD) - int(self._arriving.sum()))
             if room <= 0:
                 return
             chosen = absent[:room]
             self._read_ahead += len(chosen)
             self._load(following, chosen, self._take(len(chosen), current, step), Priority.AHEAD)
+
+    def _spare(self, current: int, ahead: int) -> int:
+        """Slots that a layer so many ahead may have early, enough being left for all experts of any one layer."""
+        return len(self._free) + int(self._evictable(current, ahead).sum()) - self.slots.experts
 
     def _evictable(self, current: int, ahead: int) -> NDArray[np.bool_]:
         """(layers, experts) that may give way while `current` is computed, for a layer so many `ahead` of it."""
@@ -264,10 +382,18 @@ class ExpertCache(Closing):
 class _Load:
     """An expert on its way: what of each part is still to come, and the reads that bring it."""
 
-    __slots__ = ("expert", "is_demanded", "layer", "left", "reads", "slot")
+    __slots__ = (
+        *("expert", "failed", "is_demanded", "is_dropped", "is_guess", "is_settled", "layer", "left", "num_bytes"),
+        *("reads", "slot"),
+    )
 
-    def __init__(self, layer: int, expert: int, slot: int, left: list[int], *, is_demanded: bool) -> None:
+    def __init__(self, layer: int, expert: int, slot: int, pieces: Sequence[Piece], parts: int, priority: Priority):
         self.layer, self.expert, self.slot = layer, expert, slot
-        self.left = left
-        self.is_demanded = is_demanded
-        self.reads: list[Read] = []
+        self.left = [sum(piece.part == part for piece in pieces) for part in range(parts)]
+        self.num_bytes = sum(piece.extent.num_bytes for piece in pieces)
+        self.reads: list[tuple[Piece, Read]] = []
+        self.failed: list[Piece] = []
+        self.is_demanded = priority is Priority.DEMAND
+        self.is_guess = priority is Priority.PREFETCH
+        self.is_settled = False  # whether the guess came true was counted
+        self.is_dropped = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from cpu_kernels.tuning import Tuning
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.tiers import Device, Tier
@@ -17,7 +18,7 @@ from planner.budget import Budget
 from planner.model_shape import UnitKind
 from planner.profile import Residual
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KV_DTYPE = "float16"
 
 
@@ -105,6 +106,7 @@ class Settings:
     loop: str
     device: str  # the torch device of units that are computed on the GPU, else "cpu"
     stream_slots: int = 0  # places in RAM for experts, or a dense model's layers, that flash brings; 0: RAM has all
+    tuning: Tuning | None = None  # the kernels of packed weights; None: the usual ones
 
 
 @dataclass(frozen=True, slots=True)

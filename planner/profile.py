@@ -28,16 +28,18 @@ from cpu_kernels import bandwidth
 from cpu_kernels.bandwidth import RatePoint
 from cpu_kernels.quant_types import QuantType
 from cpu_kernels.reference.dequantize import dequantize
+from cpu_kernels.tuning import Tuning
 from gpu_kernels.bandwidth import GpuRates, measure_rates
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key, probe
 from planner import document, profile_kernels
 from planner.budget import cgroup_cpu_quota
 from planner.machine import KernelPoint
+from planner.profile_kernels import KernelPoints
 
 log = logging.getLogger("strata.planner.profile")
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MOST_HIT_POINTS = 16  # of one model
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 RESIDUAL_LIMITS = (0.2, 5.0)
@@ -71,6 +73,7 @@ class Profile:
     op_overhead_s: float
     dequantize_bytes_per_s: Mapping[str, float] = field(default_factory=dict)  # quantised bytes, by quant type
     kernels: Mapping[str, tuple[KernelPoint, ...]] = field(default_factory=dict)  # by quant type
+    tuning: Tuning | None = None  # which kernels those are; None: the usual ones
     drives: Mapping[str, DriveFigures] = field(default_factory=dict)  # by file system
     gpu: GpuRates | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
@@ -98,8 +101,7 @@ class Profile:
 
 def load_or_measure(path: Path | None = None) -> Profile:
     """The stored profile of this machine, measured and stored where there is none that fits."""
-    path = path or cache_folder() / "profile.json"
-    profile = _load(path)
+    profile = stored(path)
     if profile is None:
         profile = measure_apart()
         save(profile, path)
@@ -155,12 +157,13 @@ def with_dequantize_rates(profile: Profile, quant_types: Iterable[QuantType], pa
 
 
 def with_kernel_rates(profile: Profile, quant_types: Iterable[QuantType], path: Path | None = None) -> Profile:
-    """`profile` with the rates of products of each of `quant_types`; new ones are measured and stored."""
-    missing = sorted({kind.name for kind in quant_types if kind.is_known} - set(profile.kernels))
+    """`profile` with the kernels chosen for each of `quant_types` and their rates; new ones are measured and stored."""
+    known = KernelPoints(profile.kernels, profile.tuning)
+    missing = known.missing({kind.name for kind in quant_types if kind.is_known})
     if not missing:
         return profile
-    measured = profile_kernels.measure_apart(missing, profile.threads)
-    profile = replace(profile, kernels={**profile.kernels, **measured})
+    found = known.updated(profile_kernels.measure_apart(missing, profile.threads))
+    profile = replace(profile, kernels=found.types, tuning=found.tuning)
     save(profile, path)
     return profile
 
@@ -268,8 +271,9 @@ def cpu_name(root: Path = Path("/")) -> str:
     return platform.processor() or platform.machine()
 
 
-def _load(path: Path) -> Profile | None:
-    """The profile stored at `path` if it is this machine's and this software's."""
+def stored(path: Path | None = None) -> Profile | None:
+    """The profile kept at `path` if it is this machine's and this software's."""
+    path = path or cache_folder() / "profile.json"
     try:
         profile = document.loads(Profile, path.read_text(encoding="utf-8"))
     except FileNotFoundError:

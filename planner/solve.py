@@ -22,6 +22,7 @@ from planner import cost
 from planner.budget import Budget, measure_budget
 from planner.described import plan_described, with_other_tiers
 from planner.hit_curve import traced_curve
+from planner.kernel_choice import chosen_kernels
 from planner.machine import Machine
 from planner.machine_here import flash_here
 from planner.memory import FLOAT32_BYTES, memory_needs
@@ -205,6 +206,7 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
     profile, gpu = here.profile, here.gpu if fit.way.device is Device.GPU else None
     if gpu is not None:
         profile = with_gpu_rates(profile, gpu)
+    typed = _with_types(profile, question.shape, fit.way.form)
     settings = Settings(
         context_tokens=fit.context_tokens,
         prefill_chunk_tokens=fit.chunk_tokens,
@@ -214,10 +216,11 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
         loop=fit.way.loop,
         device=gpu.torch_device if gpu is not None else "cpu",
         stream_slots=fit.stream_slots,
+        tuning=chosen_kernels(typed, question.shape) if fit.way.form is WeightsForm.PACKED else None,
     )
     predicted = cost.predict(
         question.shape,
-        _with_types(profile, question.shape, fit.way.form),
+        typed,
         model=question.model,
         settings=settings,
         needs=fit.needs,

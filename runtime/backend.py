@@ -3,8 +3,11 @@
 Each loop brings libraries that take their time to import, so each is imported when a plan names it.
 """
 
+import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from cpu_kernels.tuning import Tuning
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from planner.plan import Plan, Settings, WeightsForm
@@ -12,6 +15,11 @@ from planner.profile import stores_folder
 from planner.ways import LLAMA_CPP, PROGRAM, SEQUENTIAL
 from runtime.architectures import Model, describe
 from runtime.executor.base import Executor
+
+if TYPE_CHECKING:
+    from cpu_kernels.isa import ISA
+
+log = logging.getLogger("strata.backend")
 
 Progress = Callable[[int, int], None]
 
@@ -43,20 +51,31 @@ def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress
     from runtime.stored import stored_bundles  # noqa: PLC0415
     from runtime.streamed import GGUFBundles, StreamedWeights  # noqa: PLC0415
 
+    isa = current_isa()
+    tuning = _followed(settings.tuning, isa)
     if not settings.stream_slots:
-        weights = PanelWeights(gguf, model, threads=settings.threads)
+        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, tuning=tuning)
         weights.load(on_load)
         executor = ProgramExecutor(model, weights, threads=settings.threads)
     else:
-        isa = current_isa()
-        source = stored_bundles(gguf, model, isa, stores_folder()) or GGUFBundles(gguf, model, isa)
-        streamed = StreamedWeights(source, model, isa, slots=settings.stream_slots)
-        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed)
+        source = stored_bundles(gguf, model, isa, stores_folder(), tuning) or GGUFBundles(gguf, model, isa, tuning)
+        streamed = StreamedWeights(source, model, isa, slots=settings.stream_slots, tuning=tuning)
+        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed, tuning=tuning)
         weights.load(on_load)
         chunk = settings.prefill_chunk_tokens
         executor = ProgramExecutor(model, weights, threads=settings.threads, chunk_tokens=chunk)
     executor.warm_up()
     return executor
+
+
+def _followed(tuning: Tuning | None, isa: "ISA") -> Tuning | None:
+    """The plan's choice of kernels, or none, and a warning, where it was made for others than there are."""
+    from cpu_kernels.formats import can_follow  # noqa: PLC0415 - brings llvmlite and numba
+
+    if tuning is None or can_follow(tuning, isa):
+        return tuning
+    log.warning("the plan's kernels were chosen for %s; the usual ones for %s are used", tuning.isa, isa.name)
+    return None
 
 
 def _sequential(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress | None) -> Executor:

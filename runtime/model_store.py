@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cpu_kernels.isa import ISA
 from cpu_kernels.isa import current as current_isa
+from cpu_kernels.tuning import Tuning
 from offload.flash import READ_BYTES
 from offload.gguf import GGUFFile
 from offload.store_files import FILES, Files
@@ -67,13 +68,15 @@ class StorePlan:
         return sum(piece.num_bytes for piece in self.pieces)
 
 
-def plan_store(gguf: GGUFFile, model: Model, root: Path, *, isa: ISA | None = None) -> StorePlan:
-    """The store of an open model among those in `root`.
+def plan_store(
+    gguf: GGUFFile, model: Model, root: Path, *, isa: ISA | None = None, tuning: Tuning | None = None
+) -> StorePlan:
+    """The store of an open model among those in `root`, packed for the kernels that `tuning` chooses.
 
     UnsupportedModelError if its types have no kernels, FlashError if its headers cannot be read.
     """
     isa = isa or current_isa()
-    bundles = model_bundles(model, isa)
+    bundles = model_bundles(model, isa, tuning)
     key = store_key(gguf, layout_name(bundles, isa))
     pieces = tuple(
         StoredPiece(bundle, start, min(PIECE_BYTES, bundle.num_bytes - start))

@@ -13,11 +13,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cpu_kernels.formats import PanelFormat, has_panel_format, panel_format
+from cpu_kernels.formats import PanelFormat, chosen_format, has_panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.memory import aligned_bytes
 from cpu_kernels.pack import pack
 from cpu_kernels.quant_types import QuantType
+from cpu_kernels.tuning import Tuning
 from offload.errors import UnsupportedModelError
 from offload.gguf import GGUFFile, TensorInfo
 from runtime.architectures.base import Layer, Model
@@ -70,27 +71,30 @@ class ModelBundle:
         return sum(matrix.rows * matrix.row_bytes for matrix in self.matrices)
 
 
-def model_bundles(model: Model, isa: ISA) -> tuple[ModelBundle, ...]:
-    """All bundles in the order of layers, experts and parts; UnsupportedModelError naming a type without kernels."""
+def model_bundles(model: Model, isa: ISA, tuning: Tuning | None = None) -> tuple[ModelBundle, ...]:
+    """All bundles in the order of layers, experts and parts, packed for the kernels that a tuning chooses.
+
+    UnsupportedModelError naming a type without kernels.
+    """
     bundles: list[ModelBundle] = []
     for layer in model.layers:
         if model.experts is None:
-            bundles += _bundles(layer, list(layer_bundles(layer)), None, isa)
+            bundles += _bundles(layer, list(layer_bundles(layer)), None, isa, tuning)
         elif layer.ffn_down_exps is not None:
             for expert in range(model.experts.count):
-                bundles += _bundles(layer, EXPERT_BUNDLES, expert, isa)
+                bundles += _bundles(layer, EXPERT_BUNDLES, expert, isa, tuning)
     return tuple(bundles)
 
 
 def layout_name(bundles: Sequence[ModelBundle], isa: ISA) -> str:
     """The ISA's name, and a checksum of what its packers make of a sample of each type.
 
-    So bundles that were packed by other code, if that packs otherwise, are known by their name.
+    So bundles that were packed by other code or for other kernels, if those pack otherwise, are known by their name.
     """
     forms = {matrix.form.quant_type.name: matrix.form for bundle in bundles for matrix in bundle.matrices}
     state = xxhash.xxh3_64()
-    for name, form in sorted(forms.items()):
-        state.update(name.encode())
+    for _, form in sorted(forms.items()):
+        state.update(form.name.encode())
         state.update(_packed_sample(form.quant_type, form, isa).data)
     return f"{isa.name}-{state.intdigest():016x}"
 
@@ -120,12 +124,22 @@ class BundlePacker:
         result = aligned_bytes(bundle.num_bytes)
         for matrix, rows in zip(bundle.matrices, data, strict=True):
             out = result[matrix.offset : matrix.offset + matrix.num_bytes]
-            pack(rows.reshape(-1), matrix.tensor.quant_type, matrix.rows, matrix.columns, self._isa, out)
+            pack(
+                rows.reshape(-1),
+                matrix.tensor.quant_type,
+                matrix.rows,
+                matrix.columns,
+                self._isa,
+                out,
+                family=matrix.form.family,
+            )
             self._finite.panel(matrix.tensor, matrix.form, matrix.columns, out.ctypes.data, rows)
         return result
 
 
-def _bundles(layer: Layer, parts: Sequence[tuple[str, ...]], expert: int | None, isa: ISA) -> Iterator[ModelBundle]:
+def _bundles(
+    layer: Layer, parts: Sequence[tuple[str, ...]], expert: int | None, isa: ISA, tuning: Tuning | None
+) -> Iterator[ModelBundle]:
     for number, part in enumerate(parts):
         matrices: list[PackedMatrix] = []
         for attribute in part:
@@ -137,7 +151,8 @@ def _bundles(layer: Layer, parts: Sequence[tuple[str, ...]], expert: int | None,
                 )
             rows, columns = (1, *tensor.shape)[-2:]
             offset = matrices[-1].offset + matrices[-1].num_bytes if matrices else 0
-            matrices.append(PackedMatrix(tensor, panel_format(tensor.quant_type, isa), offset, rows, columns))
+            form = chosen_format(tensor.quant_type, isa, tuning)
+            matrices.append(PackedMatrix(tensor, form, offset, rows, columns))
         suffix = "" if expert is None else f".{expert}"
         yield ModelBundle(f"blk.{layer.index}.{'+'.join(part)}{suffix}", layer.index, expert, number, tuple(matrices))
 
@@ -147,4 +162,4 @@ def _packed_sample(quant_type: QuantType, form: PanelFormat, isa: ISA) -> NDArra
     columns = SAMPLE_STEPS * max(form.layout.step_columns, quant_type.block_size)
     rows = 2 * form.group_rows
     data = np.arange(rows * quant_type.row_bytes(columns), dtype=np.uint32) * np.uint32(2654435761)
-    return pack((data >> np.uint32(24)).astype(np.uint8), quant_type, rows, columns, isa)
+    return pack((data >> np.uint32(24)).astype(np.uint8), quant_type, rows, columns, isa, family=form.family)

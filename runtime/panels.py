@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.formats import has_panel_format, panel_format
+from cpu_kernels.formats import chosen_format, has_panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.isa import current as current_isa
 from cpu_kernels.pack import pack
 from cpu_kernels.panel_rows import PanelRows
 from cpu_kernels.reference.dequantize import dequantizable, dequantize
+from cpu_kernels.tuning import Tuning
 from offload.errors import UnsupportedModelError
 from offload.gguf import GGUFFile, TensorInfo
 from offload.memory import reserved_bytes
@@ -55,8 +56,11 @@ class PanelWeights:
         isa: ISA | None = None,
         threads: int = 1,
         streamed: StreamedWeights | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """`streamed`: the weights that are not to be loaded, which belong to this from now on.
+
+        `tuning`: which kernels are to multiply them, for the same ISA; the usual ones for None.
 
         UnsupportedModelError naming a tensor whose type has no kernel.
         """
@@ -65,6 +69,7 @@ class PanelWeights:
         self._gguf = gguf
         self._model = model
         self._threads = threads
+        self._tuning = tuning
         left_out = frozenset() if streamed is None else streamed.tensors
         self._bundles = [bundle for bundle in _bundles(model) if bundle[0].name not in left_out]
         self._vector_tensors = [tensor for name, tensor in model.tensors() if is_vector(name)]
@@ -146,7 +151,7 @@ class PanelWeights:
         offset = 0
         for bundle in self._bundles:
             sizes = [_sizes(tensor) for tensor in bundle]
-            forms = [panel_format(tensor.quant_type, self.isa) for tensor in bundle]
+            forms = [chosen_format(tensor.quant_type, self.isa, self._tuning) for tensor in bundle]
             num_bytes = [form.panel_bytes(rows, columns) for form, (_, rows, columns) in zip(forms, sizes, strict=True)]
             start = offset
             for tensor, form, (experts, rows, columns), size in zip(bundle, forms, sizes, num_bytes, strict=True):
@@ -194,8 +199,8 @@ class PanelWeights:
         offset = panel.address - self._arena.ctypes.data + unit.expert * panel.expert_bytes
         offset += unit.first_row // panel.form.group_rows * panel.form.group_bytes(panel.columns)
         out = self._arena[offset : offset + panel.form.panel_bytes(unit.rows, panel.columns)]
-        quant_type = unit.tensor.quant_type
-        pack(data.reshape(-1), quant_type, unit.rows, panel.columns, self.isa, out, self._threads)
+        place = (unit.rows, panel.columns, self.isa, out, self._threads)
+        pack(data.reshape(-1), unit.tensor.quant_type, *place, panel.form.family)
         self._finite.panel(unit.tensor, panel.form, panel.columns, out.ctypes.data, data)
 
     def _check_types(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.isa import ISA
+from cpu_kernels.tuning import Tuning
 from offload.closing import Closing
 from offload.errors import FlashError, ModelFormatError
 from offload.expert_cache import Piece
@@ -79,11 +80,13 @@ class StoredBundles(Closing):
             out[:] = piece.of(self._packer.pack(piece.bundle, self._packer.read(piece.bundle)))
 
 
-def stored_bundles(gguf: GGUFFile, model: Model, isa: ISA, root: Path) -> StoredBundles | None:
+def stored_bundles(
+    gguf: GGUFFile, model: Model, isa: ISA, root: Path, tuning: Tuning | None = None
+) -> StoredBundles | None:
     """The model's store among those in `root`, if it is there and can be used; if it cannot, a warning says why."""
     if not root.is_dir():
         return None
-    plan = plan_store(gguf, model, root, isa=isa)
+    plan = plan_store(gguf, model, root, isa=isa, tuning=tuning)
     if not plan.folder.is_dir():
         return None
     try:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from cpu_kernels.expert_slots import ExpertSlots
 from cpu_kernels.isa import ISA
 from cpu_kernels.pack import pack
+from cpu_kernels.tuning import Tuning
 from offload.closing import Closing
 from offload.expert_cache import Bundles, ExpertCache, Piece
 from offload.flash import DEADLINE_S, DEPTH, READ_BYTES, Extent, FlashReader, ReadMode
 from offload.gguf import GGUFFile, TensorInfo
 from offload.gguf_source import ByteSource
 from offload.policies import PolicyName
+from offload.prefetch_gate import PrefetchMode
 from runtime.architectures.base import Model
 from runtime.finite import FiniteCheck
 from runtime.packing import ModelBundle, PackedMatrix, model_bundles
@@ -46,13 +48,13 @@ class BundleSource(Bundles, Protocol):
 class GGUFBundles:
     """Bundles of an open GGUF file, read in runs of rows and packed into their slots."""
 
-    def __init__(self, gguf: GGUFFile, model: Model, isa: ISA) -> None:
+    def __init__(self, gguf: GGUFFile, model: Model, isa: ISA, tuning: Tuning | None = None) -> None:
         self.sources: Sequence[ByteSource] = gguf.sources
         self._isa = isa
         self._finite = FiniteCheck(gguf.path)
         self._seen: set[tuple[str, int, int]] = set()  # runs that were looked at
         self._runs: dict[tuple[int, int], list[_Run]] = defaultdict(list)
-        for number, bundle, offset in _placed(model, isa):
+        for number, bundle, offset in _placed(model, isa, tuning):
             self._runs[number, bundle.expert or 0] += _runs(bundle, offset)
         self.most_bytes = max(run.num_bytes for runs in self._runs.values() for run in runs)
 
@@ -71,7 +73,7 @@ class GGUFBundles:
         def unpack(data: NDArray[np.uint8], slot: NDArray[np.uint8]) -> None:
             begin = run.offset + run.first // matrix.form.group_rows * matrix.form.group_bytes(matrix.columns)
             out = slot[begin : begin + matrix.form.panel_bytes(run.rows, matrix.columns)]
-            pack(data, tensor.quant_type, run.rows, matrix.columns, self._isa, out)
+            pack(data, tensor.quant_type, run.rows, matrix.columns, self._isa, out, family=matrix.form.family)
             if key not in self._seen:
                 rows = data.reshape(run.rows, matrix.row_bytes)
                 self._finite.panel(tensor, matrix.form, matrix.columns, out.ctypes.data, rows)
@@ -94,12 +96,15 @@ class StreamedWeights(Closing):
         *,
         slots: int,
         policy: PolicyName = PolicyName.LEAST_STALE,
+        prefetch: PrefetchMode = PrefetchMode.AUTO,
         mode: ReadMode = ReadMode.DIRECT,
         depth: int = DEPTH,
         deadline_s: float = DEADLINE_S,
+        tuning: Tuning | None = None,
     ) -> None:
+        """`tuning`: as that of `source`."""
         self._source = source
-        placed = list(_placed(model, isa))
+        placed = list(_placed(model, isa, tuning))
         layers = 1 + max(number for number, _, _ in placed)
         experts = model.experts.count if model.experts is not None else 1
         parts = 1 + max(bundle.part for _, bundle, _ in placed)
@@ -111,7 +116,7 @@ class StreamedWeights(Closing):
         reader = FlashReader(
             source.sources, most_bytes=source.most_bytes, mode=mode, depth=depth, deadline_s=deadline_s
         )
-        self.cache = ExpertCache(self.slots, source, reader, policy=policy)
+        self.cache = ExpertCache(self.slots, source, reader, policy=policy, prefetch=prefetch)
         self._layer_numbers = {bundle.layer: number for number, bundle, _ in placed}
         self._panels = {
             matrix.tensor.name: Panel(
@@ -159,9 +164,9 @@ class _Run:
         return self.rows * self.matrix.row_bytes
 
 
-def _placed(model: Model, isa: ISA) -> Iterator[tuple[int, ModelBundle, int]]:
+def _placed(model: Model, isa: ISA, tuning: Tuning | None) -> Iterator[tuple[int, ModelBundle, int]]:
     """(number of the layer among those with bundles, bundle, bytes into the slot) of every bundle."""
-    bundles = model_bundles(model, isa)
+    bundles = model_bundles(model, isa, tuning)
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(bundle.layer for bundle in bundles))}
     ends: dict[tuple[int, int], int] = defaultdict(int)
     for bundle in bundles:

@@ -23,7 +23,7 @@ def main() -> None:
     names = arguments.types.split(",") if arguments.types else [kind.name for kind in QUANT_TYPES.values()]
     kinds = [kind for kind in map(quant_type, names) if has_panel_format(kind)]
     if arguments.tune:
-        print(json.dumps(tune(kinds, threads=arguments.threads, seconds_budget=arguments.seconds, isa=isa).to_json()))
+        print(json.dumps(asdict(tune(kinds, threads=arguments.threads, seconds_budget=arguments.seconds, isa=isa))))
         return
     columns = [int(n) for n in arguments.columns.split(",")]
     for figure in kernel_table(kinds, columns, threads=arguments.threads, seconds_budget=arguments.seconds, isa=isa):
@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rounded(figure: KernelFigure) -> dict[str, object]:
-    values = asdict(figure) | {"family": figure.family.value}
+    values = asdict(figure)
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()}
 
 

@@ -11,6 +11,7 @@ from offload.errors import FlashError, ModelFormatError
 from offload.gguf import GGUFFile
 from offload.store import Store
 from planner.budget import format_size
+from planner.kernel_choice import measured_kernels
 from planner.profile import available_threads, stores_folder
 from runtime.architectures import describe
 from runtime.cli import options
@@ -34,7 +35,7 @@ def command(
     from runtime.model_store import build_store, plan_store  # noqa: PLC0415 - brings the kernels' compiler
 
     with GGUFFile.open(options.model_path(model)) as gguf:
-        plan = plan_store(gguf, describe(gguf), stores_folder(folder))
+        plan = plan_store(gguf, describe(gguf), stores_folder(folder), tuning=measured_kernels(gguf))
         out = Console(highlight=False, soft_wrap=True)
         if is_whole(plan):
             out.print(f"{plan.folder} is there already: {format_size(plan.num_bytes)}", markup=False)

@@ -13,6 +13,7 @@ from offload.store import Store
 from offload.store_files import MANIFEST_NAME
 from offload.store_manifest import REBUILD_HINT
 from planner.budget import format_size
+from planner.kernel_choice import measured_kernels
 from planner.profile import stores_folder
 from runtime.architectures import describe
 from runtime.cli.console import progress
@@ -52,7 +53,7 @@ def opened(name: str, root: Path) -> Store:
     from runtime.model_store import plan_store  # noqa: PLC0415 - brings the kernels' compiler
 
     with GGUFFile.open(model_path(name)) as gguf:
-        plan = plan_store(gguf, describe(gguf), root)
+        plan = plan_store(gguf, describe(gguf), root, tuning=measured_kernels(gguf))
         if not plan.folder.exists():
             raise RequestError(f"{name} has no store in {root}", hint="make it with `strata pack`")
         return Store.open(plan.folder, plan.key)

@@ -6,9 +6,10 @@ import pytest
 
 from cpu_kernels.compiler import assembly, kernel_address
 from cpu_kernels.dot_frame import trace_matmul
-from cpu_kernels.formats import Family, panel_format
+from cpu_kernels.formats import panel_format
 from cpu_kernels.isa import BY_NAME, ISA, NEON_CROSS, runnable
 from cpu_kernels.quant_types import quant_type
+from cpu_kernels.tuning import Family
 
 
 def _assembly(name: str, isa: ISA, family: Family = Family.DOT) -> str:

@@ -5,12 +5,13 @@ import time
 import numpy as np
 import pytest
 
-from cpu_kernels.formats import Family, has_panel_format, panel_format
+from cpu_kernels.formats import has_panel_format, panel_format
 from cpu_kernels.isa import current
 from cpu_kernels.lut import LAYOUTS
 from cpu_kernels.memory import aligned_bytes
 from cpu_kernels.pack import pack
 from cpu_kernels.quant_types import quant_type
+from cpu_kernels.tuning import Family
 from tests.support.kernel_products import TYPES, random_blocks
 
 _LARGER_PANELS = {

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from cpu_kernels import isa as ladder
 from cpu_kernels.dot import Tile
-from cpu_kernels.formats import Family
 from cpu_kernels.isa import ISA, current, runnable_isas
 from cpu_kernels.lut import LAYOUTS, TernaryPlanes
 from cpu_kernels.panel_rows import PanelRows
 from cpu_kernels.quant_types import quant_type
 from cpu_kernels.reference.dequantize import dequantize
+from cpu_kernels.tuning import Family
 from tests.support.kernel_products import TOLERANCE, Case
 
 TYPES = sorted(LAYOUTS)

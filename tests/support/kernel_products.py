@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.activations import ActivationKind, quantize_row
-from cpu_kernels.formats import Family, PanelFormat, panel_format
+from cpu_kernels.formats import PanelFormat, panel_format
 from cpu_kernels.isa import ISA
 from cpu_kernels.matmul import matmul_row
 from cpu_kernels.pack import pack
@@ -20,6 +20,7 @@ from cpu_kernels.program import Row
 from cpu_kernels.quant_types import QuantType, quant_type
 from cpu_kernels.reference.dequantize import dequantize
 from cpu_kernels.simd import MAX_ARGS
+from cpu_kernels.tuning import Family
 
 # Of sum |x| |w|. Kernels reach 1.5e-7; the sums' order and float32 scales are all that differs.
 TOLERANCE = 4e-7

@@ -11,6 +11,7 @@ from cpu_kernels.isa import ISA, current
 from offload.flash import DEADLINE_S, ReadMode
 from offload.gguf import GGUFFile
 from offload.policies import PolicyName
+from offload.prefetch_gate import PrefetchMode
 from runtime.architectures import describe
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
@@ -42,6 +43,7 @@ def streaming(
     *,
     threads: int = 1,
     policy: PolicyName = PolicyName.LEAST_STALE,
+    prefetch: PrefetchMode = PrefetchMode.AUTO,
     mode: ReadMode = ReadMode.DIRECT,
     chunk_tokens: int = CHUNK_TOKENS,
     deadline_s: float = DEADLINE_S,
@@ -50,7 +52,8 @@ def streaming(
     with GGUFFile.open(path) as file:
         model, isa = describe(file), current()
         source = GGUFBundles(file, model, isa)
-        streamed = StreamedWeights(source, model, isa, slots=slots, policy=policy, mode=mode, deadline_s=deadline_s)
+        options = {"policy": policy, "prefetch": prefetch, "mode": mode, "deadline_s": deadline_s}
+        streamed = StreamedWeights(source, model, isa, slots=slots, **options)
         weights = PanelWeights(file, model, isa=isa, threads=threads, streamed=streamed)
         weights.load()
         runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens)

@@ -36,7 +36,8 @@ class Inputs:
 class Emitter:
     """Appends rows to a program for up to `capacity` tokens.
 
-    `keeps_routing`: every layer's routing stays in memory of its own (`Routing`) until the next run.
+    `keeps_routing`: every layer's routing stays in memory of its own (`Routing`) until the next run. `foresees`: what
+    the next layer's experts may be is guessed early, so that they can be read ahead.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Emitter:
         capacity: int,
         *,
         keeps_routing: bool = False,
+        foresees: bool = False,
     ) -> None:
         self.model = model
         self.weights = weights
         self.workspace = workspace
         self.capacity = capacity
         self.keeps_routing = keeps_routing
+        self.foresees = foresees
         self.isa = weights.isa
         self.program = Program()
 

@@ -1,7 +1,7 @@
 """Rows of operations for a layer of routed experts. Knows nothing about how a step is run."""
 
 from cpu_kernels.activations import ActivationBuffer
-from cpu_kernels.elementwise import add_gated_row
+from cpu_kernels.elementwise import add_gated_row, rms_norm_row
 from cpu_kernels.experts import (
     expert_matmul_row,
     most_columns,
@@ -105,6 +105,8 @@ class _Experts:
         )
         if emitter.weights.streamed is not None:
             emitter.look_up(self.layer, self.segments, SEGMENTS)
+        if emitter.foresees:
+            _add_foresight(emitter, self.layer, experts)
 
     def _add_products(self, source: Matrix, tensors: list[TensorInfo], out: Matrix) -> None:
         emitter = self.emitter
@@ -131,6 +133,39 @@ class _Experts:
             emitter = self.emitter
             row = scale_slots_row(x, emitter.vector(scale), self.segments, SEGMENTS, isa=emitter.isa)
             emitter.program.add(row)
+
+
+def _add_foresight(emitter: Emitter, layer: Layer, experts: Experts) -> None:
+    """Has experts read that the next routed layer would choose if this layer's experts added nothing.
+
+    Its router sees what comes before this layer's experts, so that reads begin while those are computed. A guess that
+    is not a number is none: what it says then is of no consequence.
+    """
+    later = [other for other in emitter.model.layers[layer.index + 1 :] if other.ffn_gate_inp is not None]
+    streamed = emitter.weights.streamed
+    if not later or streamed is None:
+        return
+    guessed, workspace, model = later[0], emitter.workspace, emitter.model
+    x, normed = (emitter.matrix(name, model.embedding_length) for name in ("x", "guess_normed"))
+    address = emitter.vector(guessed.ffn_norm)
+    emitter.program.add(rms_norm_row(normed, x, address, TOKENS, eps=model.norm_eps, isa=emitter.isa))
+    logits = emitter.matrix("guess_logits", experts.count)
+    emitter.linear(normed, [Linear.of(guessed, "ffn_gate_inp")], logits)
+    pairs = emitter.capacity * experts.used_count
+    ids, unused = workspace.integers("guess_ids", pairs), workspace.integers("guess_weights", pairs)
+    status = workspace.integers("guess_status", 2)
+    place = (logits, ids, unused, TOKENS)
+    emitter.program.add(route_row(*place, used=experts.used_count, norm=False, scale=1.0, status=status))
+    cache = streamed.cache
+    emitter.program.add(
+        cache.slots.foresee_row(
+            *(streamed.layer_number(guessed.index), ids, TOKENS),
+            used=experts.used_count,
+            current=streamed.layer_number(layer.index),
+            status=emitter.program.status_address,
+            foresee=cache.foresee,
+        )
+    )
 
 
 def _add_shared(emitter: Emitter, layer: Layer, normed: Matrix, out: Matrix) -> None:

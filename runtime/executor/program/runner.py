@@ -4,6 +4,7 @@ Knows nothing of requests or of what caches hold: `Lane` says where in its cache
 """
 
 from collections import OrderedDict
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from cpu_kernels.kv_layout import KVLayout
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
 from offload.errors import ModelFormatError
+from offload.expert_cache import ExpertCache
 from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
@@ -64,7 +66,7 @@ class Runner:
         self._angles = Angles(model, weights)
         self._recorder: TraceRecorder | None = None
         self._head = _Settable(self._lowering().head())
-        self._programs: OrderedDict[tuple[tuple[KVLayout, ...], bool], _Settable] = OrderedDict()
+        self._programs: OrderedDict[tuple[tuple[KVLayout, ...], bool, bool], _Settable] = OrderedDict()
         self._pool = Pool(threads)
 
     def record(self, recorder: TraceRecorder) -> None:
@@ -92,8 +94,12 @@ class Runner:
         token_ids = [token for lane in lanes for token in lane.token_ids]
         count = len(token_ids)
         self._embed(token_ids)
+        # experts are guessed where each sequence goes on by a token: the runs that are compared must be alike
+        guessing = self._streamed_experts() if count == len(lanes) else None
         program = self._program(
-            tuple(lane.kv.layout for lane in lanes), split=len(lanes) > 1 or count <= self.few_tokens
+            tuple(lane.kv.layout for lane in lanes),
+            split=len(lanes) > 1 or count <= self.few_tokens,
+            foresees=guessing is not None and guessing.gate.is_open,
         )
         program.set(Name.TOKENS, count)
         if self._model.experts is not None:
@@ -102,7 +108,10 @@ class Runner:
         for number, lane in enumerate(lanes):
             self._set_lane(program, number, lane)
         at_once = logits_tokens if logits_tokens <= LOGITS_TOKENS else 0
+        started = time.perf_counter()
         self._run(program, count - at_once, at_once)
+        if guessing is not None:
+            guessing.run_took(time.perf_counter() - started, count)
         if self._recorder is not None:
             self._hand_over_routing(self._recorder, count, begins=any(lane.start == 0 for lane in lanes))
         logits = np.empty((logits_tokens, self._model.vocab_size), np.float32)
@@ -154,18 +163,24 @@ class Runner:
             recorder.add(number, *(values.reshape(tokens, used) for values in pairs))
         recorder.end_step()
 
-    def _program(self, layouts: tuple[KVLayout, ...], *, split: bool) -> "_Settable":
-        key = (layouts, split)
+    def _streamed_experts(self) -> ExpertCache | None:
+        """The cache of routed experts, if they are streamed."""
+        streamed = self._weights.streamed
+        return None if streamed is None or self._model.experts is None else streamed.cache
+
+    def _program(self, layouts: tuple[KVLayout, ...], *, split: bool, foresees: bool) -> "_Settable":
+        key = (layouts, split, foresees)
         if key not in self._programs:
-            self._programs[key] = _Settable(self._lowering().step(layouts, split=split))
+            self._programs[key] = _Settable(self._lowering(foresees=foresees).step(layouts, split=split))
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def _lowering(self) -> Lowering:
+    def _lowering(self, *, foresees: bool = False) -> Lowering:
         place = (self._model, self._weights, self._workspace, self._chunk_tokens)
-        return Lowering(Emitter(*place, keeps_routing=self._recorder is not None), LOGITS_TOKENS)
+        emitter = Emitter(*place, keeps_routing=self._recorder is not None, foresees=foresees)
+        return Lowering(emitter, LOGITS_TOKENS)
 
 
 class _Settable:

@@ -3,10 +3,10 @@
 import pytest
 
 from cpu_kernels.activations import ActivationKind
-from cpu_kernels.formats import Family
 from cpu_kernels.isa import ISA, current, runnable_isas
 from cpu_kernels.measure import COLUMNS, ROWS, Bench, kernel_table
 from cpu_kernels.quant_types import quant_type
+from cpu_kernels.tuning import Family
 
 
 def test_a_table_has_every_family_and_number_of_columns() -> None:
