@@ -128,7 +128,7 @@ class ExpertSlots:
         failure, self._failure = self._failure, None
         return failure
 
-    def _callback(self, call: Miss, status: int) -> OperationCallback:
+    def _callback(self, call: Miss, status: int) -> "ctypes._FuncPointer":
         """Called with `_missing`, and a number for `call` in place of the first item."""
 
         def guarded(_args: int | None, number: int, _end: int) -> None:

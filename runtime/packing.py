@@ -124,15 +124,8 @@ class BundlePacker:
         result = aligned_bytes(bundle.num_bytes)
         for matrix, rows in zip(bundle.matrices, data, strict=True):
             out = result[matrix.offset : matrix.offset + matrix.num_bytes]
-            pack(
-                rows.reshape(-1),
-                matrix.tensor.quant_type,
-                matrix.rows,
-                matrix.columns,
-                self._isa,
-                out,
-                family=matrix.form.family,
-            )
+            form, sizes = matrix.form, (matrix.rows, matrix.columns)
+            pack(rows.reshape(-1), form.quant_type, *sizes, self._isa, out, family=form.family)
             self._finite.panel(matrix.tensor, matrix.form, matrix.columns, out.ctypes.data, rows)
         return result
 

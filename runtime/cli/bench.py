@@ -16,6 +16,7 @@ from rich.table import Table
 from cpu_kernels.quant_types import QUANT_TYPES, quant_type
 from offload.errors import RequestError
 from planner.budget import format_size
+from planner.profile import stored as stored_profile
 from runtime.cli.console import progress, write_json, write_text
 from runtime.cli.groups import grouped
 from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model
@@ -106,7 +107,10 @@ def kernels(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to measure.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Products of one matrix by quant type: time, and share of read bandwidth and of the dot products' peak."""
+    """Products of one matrix by quant type: time, and share of read bandwidth and of the dot products' peak.
+
+    A star marks the kernels that models are run with, once they were chosen on this machine.
+    """
     from cpu_kernels.measure import kernel_table  # noqa: PLC0415 - brings llvmlite and numba
 
     unknown = [name for name in types if name not in {kind.name for kind in QUANT_TYPES.values()}]
@@ -114,16 +118,19 @@ def kernels(
         raise RequestError(f"there is no quant type {unknown[0]}", hint="types are called as GGUF calls them: Q4_K")
     with progress("measuring", unit="runs"):
         figures = kernel_table([quant_type(name) for name in types], columns, threads=threads, seconds_budget=seconds)
+    profile = stored_profile()
+    choices = profile.tuning.choices if profile is not None and profile.tuning is not None else {}
+    chosen = [figure.quant_type in choices and choices[figure.quant_type].family is figure.family for figure in figures]
     if as_json:
-        write_json([{**asdict(figure), "family": figure.family.value} for figure in figures])
+        write_json([{**asdict(figure), "chosen": mark} for figure, mark in zip(figures, chosen, strict=True)])
         return
     table = Table(box=None, pad_edge=False)
     for title in ("type", "kernel", "tokens", "us", "GB/s", "of read", "Gmac/s", "of peak"):
         table.add_column(title, justify="left" if title in ("type", "kernel") else "right")
-    for figure in figures:
+    for figure, mark in zip(figures, chosen, strict=True):
         table.add_row(
             figure.quant_type,
-            figure.family.value,
+            f"{figure.family} *" if mark else figure.family,
             str(figure.columns),
             f"{1e6 * figure.seconds:.0f}",
             f"{figure.gb_per_s:.1f}",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cpu_kernels.quant_types import QUANT_TYPES, QuantType
+from cpu_kernels.tuning import Family
 from gpu_kernels import capabilities
 from offload.errors import FlashError
 from offload.gguf import GGUFFile
@@ -98,15 +99,18 @@ def _show(out: Console, profile: Profile, machine: Machine, host: Host) -> None:
     out.print(facts)
     kernels = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     kernels.add_column("kernels")
+    kernels.add_column("by")
     for name in ("1 thread", f"{profile.threads} threads", "of reading", "prompts"):
         kernels.add_column(name, justify="right")
+    choices = profile.tuning.choices if profile.tuning is not None else {}
     for name, points in sorted(profile.kernels.items()):
         rates = {(point.threads, point.columns): point for point in points}
         alone, every = rates[1, 1].bytes_per_s, rates[profile.threads, 1].bytes_per_s
         widest = max(columns for _, columns in rates)
         macs = rates[profile.threads, widest].macs_per_s / 1e9
         share = f"{every / profile.read_bytes_per_s:.0%}"
-        kernels.add_row(name, f"{alone / 1e9:.1f} GB/s", f"{every / 1e9:.1f} GB/s", share, f"{macs:.0f} Gmac/s")
+        family = choices[name].family if name in choices else Family.DOT
+        kernels.add_row(name, family, f"{alone / 1e9:.1f} GB/s", f"{every / 1e9:.1f} GB/s", share, f"{macs:.0f} Gmac/s")
     out.print()
     out.print(kernels)
     if machine.flash is not None:

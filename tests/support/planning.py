@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from cpu_kernels.bandwidth import RatePoint
+from cpu_kernels.isa import current
 from cpu_kernels.quant_types import QUANT_TYPES, quant_type
+from cpu_kernels.tuning import Choice, Family, Tuning
 from offload.gguf_access import MetadataAccess
 from offload.gguf_tensors import TensorInfo
 from offload.gguf_values import MetadataValue
@@ -107,6 +109,7 @@ def profile(*, threads: int = 4) -> Profile:
         for count, rate in sorted({1: 10e9, threads: 40e9}.items())
         for columns in (1, 128)
     )
+    usual = Choice(Family.DOT, current().tile_columns)
     return Profile(
         version=FORMAT_VERSION,
         cpu_name="test",
@@ -120,4 +123,5 @@ def profile(*, threads: int = 4) -> Profile:
         op_overhead_s=1e-6,
         dequantize_bytes_per_s={kind.name: 1e9 for kind in QUANT_TYPES.values()},
         kernels={kind.name: points for kind in QUANT_TYPES.values()},
+        tuning=Tuning(current().name, {kind.name: usual for kind in QUANT_TYPES.values()}),
     )

@@ -1,7 +1,6 @@
 """The cache of streamed weights under any order of use: what a step needs is there or on its way, and right."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """`strata profile`: measured once, shown, written as JSON, drawn."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cpu_kernels.isa import current
+from cpu_kernels.tuning import Choice, Family, Tuning
 from offload import flash_probe
 from offload.errors import FlashError
 from planner import profile as profiles
 from planner.machine import KernelPoint
+from planner.profile_kernels import KernelPoints
 from runtime.cli import profile as command
 from runtime.cli.main import State, app
 
@@ -26,7 +30,12 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "measure_apart", lambda: measured)
     monkeypatch.setattr(command, "measure_apart", lambda: measured)
     rates = tuple(point for point in RATES if point.threads in (1, measured.threads))
-    monkeypatch.setattr(profiles.profile_kernels, "measure_apart", lambda names, _: dict.fromkeys(names, rates))
+    usual = Choice(Family.DOT, current().tile_columns)
+
+    def _measured_points(names: Iterable[str], _: int) -> KernelPoints:
+        return KernelPoints(dict.fromkeys(names, rates), Tuning(current().name, dict.fromkeys(names, usual)))
+
+    monkeypatch.setattr(profiles.profile_kernels, "measure_apart", _measured_points)
     monkeypatch.setattr(flash_probe, "SECONDS_A_POINT", 0.001)
     figures = flash_probe.DriveFigures((flash_probe.ReadFigure(1 << 20, 4, True, 2e9),), 1e9)
     monkeypatch.setattr(profiles, "probe", lambda _, **_options: figures)
