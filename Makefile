@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo check test bench
+.PHONY: install demo check test test-gpu bench
 
 # torch first and by its exact version, so that no CUDA build is drawn in where there is no GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,6 +25,11 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+# On a machine with a GPU: correctness, then the share of its bandwidth that each kernel reaches.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m scripts.gpu_check
 
 bench: install
 	$(BIN)/strata bench -m demo

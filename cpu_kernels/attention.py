@@ -12,15 +12,9 @@ nothing about models. A tile is a group of queries: at most 32 rows, a row being
 
 from functools import cache, partial
 
-from cpu_kernels.attention_traces import (
-    NO_WINDOW,
-    TILE_ROWS,
-    Shape,
-    state_floats,
-    trace_merge,
-    trace_piece,
-    trace_whole,
-)
+from cpu_kernels.attention_state import Shape, state_floats
+from cpu_kernels.attention_tile import NO_WINDOW, TILE_ROWS
+from cpu_kernels.attention_traces import trace_merge, trace_piece, trace_whole
 from cpu_kernels.isa import ISA
 from cpu_kernels.kv_layout import PIECE_TOKENS, KVLayout, KVMemory
 from cpu_kernels.matrix import Matrix
@@ -68,8 +62,8 @@ def attention_row(
     fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
     per_tile = tile_tokens(heads, layout.kv_heads)
     items = times(divided(tokens, per_tile), layout.kv_heads)
-    operation = _operation("whole", Shape(layout.key_length, layout.value_length, softcap is not None))
-    args = (*fixed, out.address, out.stride_bytes, tokens, start, per_tile)
+    operation = _operation("whole", Shape.of(layout, capped=softcap is not None))
+    args = (*fixed, out.address, out.stride_bytes, tokens, start, per_tile, 0, memory.window)
     return Row("attention", operation.address_for(isa), items, args)
 
 
@@ -96,7 +90,7 @@ def split_attention_rows(
     if isinstance(tokens, int) and tokens > tile_tokens(heads, layout.kv_heads):
         raise ValueError(f"split attention of {tokens} tokens; a tile holds {tile_tokens(heads, layout.kv_heads)}")
     fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
-    shape = Shape(layout.key_length, layout.value_length, softcap is not None)
+    shape = Shape.of(layout, capped=softcap is not None)
     part, merge = _operation("piece", shape), _operation("merge", shape)
     window_tokens = NO_WINDOW if window is None else window
     return (
@@ -104,7 +98,7 @@ def split_attention_rows(
             "attention_pieces",
             part.address_for(isa),
             times(pieces, layout.kv_heads),
-            (*fixed, scratch, tokens, start),
+            (*fixed, scratch, tokens, start, 0, 0, 0, memory.window),
         ),
         Row(
             "attention_merge",
@@ -132,7 +126,7 @@ def _fixed_arguments(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Field, ...]:
-    """Arguments 0-8 of "whole" and "piece"."""
+    """Arguments 0-8 of "whole" and "piece"; the window of keys is argument 15."""
     if window is not None and window < 1:
         raise ValueError(f"attention with a window of {window} tokens")
     layout = memory.layout
@@ -146,5 +140,4 @@ def _fixed_arguments(
 @cache
 def _operation(part: str, shape: Shape) -> TracedOperation:
     trace = {"whole": trace_whole, "piece": trace_piece, "merge": trace_merge}[part]
-    name = f"attention_{part}_{shape.key_length}_{shape.value_length}{'_capped' if shape.capped else ''}"
-    return TracedOperation(name, partial(trace, shape=shape))
+    return TracedOperation(f"attention_{part}_{shape.name}", partial(trace, shape=shape))

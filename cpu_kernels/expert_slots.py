@@ -52,7 +52,12 @@ class ExpertSlots:
         self.tells = aligned_int64(layers)  # not 0: `miss` is called for the layer even where no expert is missing
         self._places = aligned_int64(layers * parts * experts * 4).reshape(layers, parts, experts, 4)
         self._counters = aligned_int64(slots * parts * COUNTER_BYTES // 8).reshape(slots, parts, COUNTER_BYTES // 8)
+        # as Python writes and reads them: an item of an array takes it ten times as long
+        self._place_items = self._places.data.cast("B").cast("q")
+        self._first_counter = int(self._counters.ctypes.data)
+        self._counter_items = self._counters.data.cast("B").cast("q")
         self._settings = waiting_settings()
+        self._settings_address = int(self._settings.ctypes.data)
         self._missing = aligned_int64(experts + 2)
         self._scratch = np.zeros((experts, 4), np.int32)
         self._failure: BaseException | None = None
@@ -65,7 +70,7 @@ class ExpertSlots:
     @property
     def settings_address(self) -> int:
         """Of the settings for waiting."""
-        return int(self._settings.ctypes.data)
+        return self._settings_address
 
     def places(self, layer: int, part: int) -> int:
         """The address of a layer's table for a part."""
@@ -74,12 +79,16 @@ class ExpertSlots:
     def assign(self, layer: int, expert: int, slot: int) -> None:
         """Gives an expert a slot; its parts are there when each was told to have `landed` once more."""
         for part in range(self.parts):
-            counter = self._counters[slot, part]
-            self._places[layer, part, expert] = (slot * self.slot_bytes, counter.ctypes.data, int(counter[0]) + 1, 0)
+            item = self._place_item(layer, part, expert)
+            reached = self._counter_items[(slot * self.parts + part) * COUNTER_BYTES // 8]
+            self._place_items[item + DISTANCE // 8] = slot * self.slot_bytes
+            self._place_items[item + TARGET // 8] = reached + 1
+            self._place_items[item + COUNTER // 8] = self._counter(slot, part)
 
     def release(self, layer: int, expert: int) -> None:
         """The expert has no slot any more."""
-        self._places[layer, :, expert, COUNTER // 8] = 0
+        for part in range(self.parts):
+            self._place_items[self._place_item(layer, part, expert) + COUNTER // 8] = 0
 
     def landed(self, slot: int, part: int) -> None:
         """A part of the expert that was given this slot is there: wakes who waits for it."""
@@ -142,7 +151,11 @@ class ExpertSlots:
         return OperationCallback(guarded)
 
     def _counter(self, slot: int, part: int) -> int:
-        return int(self._counters[slot, part].ctypes.data)
+        return self._first_counter + (slot * self.parts + part) * COUNTER_BYTES
+
+    def _place_item(self, layer: int, part: int, expert: int) -> int:
+        """The first of a place's four numbers."""
+        return ((layer * self.parts + part) * self.experts + expert) * PLACE_BYTES // 8
 
 
 @operation

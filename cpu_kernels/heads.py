@@ -1,21 +1,23 @@
 """Queries, keys and values on their way to attention: norms of heads, rotary positions, and the append to the KV cache.
 
 One row does all of it, so that a step has one barrier here. Queries are changed in place; keys and values are rounded
-to float16 and put where `KVLayout` says. Angles come as tables of cosines and sines, scaled as the model wants them.
-Knows nothing about models. A head's result depends on nothing but that head.
+to the cache's types and put where `KVLayout` says; a second row codes blocks of keys that are full, for types that wait
+for that. Angles come as tables of cosines and sines, scaled as the model wants them. Knows nothing about models. A
+head's result depends on nothing but that head, a block's on nothing but its keys.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from cpu_kernels.isa import ISA
-from cpu_kernels.kv_layout import BLOCK_TOKENS, HALF_BYTES, PIECE_BLOCKS, PIECE_TOKENS, TILE_DIMS, KVMemory
+from cpu_kernels.kv_encode import encode_key_block, rotate_head, store_key, store_value
+from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, PIECE_TOKENS, KVLayout, KVMemory
+from cpu_kernels.kv_types import KVType
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.native import float_bits
-from cpu_kernels.program import Field, Row, times
-from cpu_kernels.simd import F32, Kernel, Value, is_vector, vector_type
-from cpu_kernels.traced import TracedOperation, each, float_to_half, normalise
+from cpu_kernels.program import Field, Row, divided, times
+from cpu_kernels.simd import F32, Kernel, Value, vector_type
+from cpu_kernels.traced import TracedOperation, each, normalise
 
 MAX_HEAD_LENGTH = 1024
 
@@ -61,108 +63,142 @@ def heads_row(
         raise ValueError(f"heads: {rotation.pairs} pairs turn in heads of {length} (at most {MAX_HEAD_LENGTH})")
     if (query_norm is None) != (key_norm is None):
         raise ValueError("heads: queries and keys are both normed, or neither")
-    operation = _operation(rotation.neighbours, query_norm is not None, length, layout.value_length, rotation.pairs)
+    operation = _operation(_Shape.of(layout, rotation, normed=query_norm is not None))
     query_heads = queries.columns // length
     args = (
         *(queries.address, queries.stride_bytes, keys.address, keys.stride_bytes),
-        *(values.address, values.stride_bytes, memory.keys, memory.values, rotation.cos, rotation.sin, start),
+        *(values.address, values.stride_bytes, memory.new_keys, memory.values, rotation.cos, rotation.sin, start),
         *(query_norm or 0, key_norm or 0, float_bits(eps), query_heads, layout.kv_heads),
     )
     return Row("heads", operation.address_for(isa), times(tokens, query_heads + 2 * layout.kv_heads), args)
 
 
+def code_keys_row(memory: KVMemory, *, tokens: Field, start: Field, isa: ISA | None = None) -> Row:
+    """Codes the blocks of keys that are full with tokens `start` to start + tokens - 1, from the window.
+
+    An item is a block of a KV head. ValueError for a layout without a window, or `tokens` that has a factor or divisor.
+    """
+    layout = memory.layout
+    if not layout.has_window:
+        raise ValueError(f"{layout} has no window of keys to code")
+    blocks = divided(_more(tokens, BLOCK_TOKENS), BLOCK_TOKENS)
+    operation = _coding(layout.key_type, layout.key_length)
+    args = (memory.window, memory.keys, tokens, start, layout.kv_heads)
+    return Row("code_keys", operation.address_for(isa), times(blocks, layout.kv_heads), args)
+
+
+def _more(field: Field, offset: int) -> Field:
+    return field + offset if isinstance(field, int) else replace(field, offset=field.offset + offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the kernel is specialised for."""
+
+    neighbours: bool
+    normed: bool
+    length: int
+    value_length: int
+    pairs: int
+    key_type: KVType
+    value_type: KVType
+    rotates_keys: bool
+    rotates_values: bool
+
+    @classmethod
+    def of(cls, layout: KVLayout, rotation: Rotation, *, normed: bool) -> "_Shape":
+        return cls(
+            *(rotation.neighbours, normed, layout.key_length, layout.value_length, rotation.pairs),
+            KVType.F16 if layout.has_window else layout.key_type,
+            *(layout.value_type, layout.rotates_keys, layout.rotates_values),
+        )
+
+    @property
+    def name(self) -> str:
+        order, norm = "norm" if self.neighbours else "neox", "_normed" if self.normed else ""
+        turned = f"{'_turned_keys' if self.rotates_keys else ''}{'_turned_values' if self.rotates_values else ''}"
+        lengths = f"{self.length}_{self.value_length}_{self.pairs}"
+        return f"heads_{order}{norm}_{lengths}_{self.key_type}_{self.value_type}{turned}"
+
+
 @cache
-def _operation(neighbours: bool, normed: bool, length: int, value_length: int, pairs: int) -> TracedOperation:
-    name = f"heads_{'norm' if neighbours else 'neox'}{'_normed' if normed else ''}_{length}_{value_length}_{pairs}"
-    rotate = rotate_neighbours if neighbours else rotate_halves
-    return TracedOperation(
-        name,
-        partial(_trace, rotate=rotate, normed=normed, length=length, value_length=value_length, pairs=pairs),
-    )
+def _operation(shape: _Shape) -> TracedOperation:
+    return TracedOperation(shape.name, partial(_trace, shape=shape))
 
 
-def _trace(
-    k: Kernel,
-    *,
-    rotate: Callable[[Kernel, Value, Value, tuple[Value, Value], int], None],
-    normed: bool,
-    length: int,
-    value_length: int,
-    pairs: int,
-) -> None:
+@cache
+def _coding(kind: KVType, length: int) -> TracedOperation:
+    return TracedOperation(f"code_keys_{kind}_{length}", partial(_trace_coding, kind=kind, length=length))
+
+
+def _trace(k: Kernel, *, shape: _Shape) -> None:
     """Items: every head's query, then every KV head's key, then every KV head's value, token after token."""
     queries, query_stride, keys, key_stride, values, value_stride = (k.arg(index) for index in range(6))
     key_cache, value_cache, cos, sin, start, query_norm, key_norm = (k.arg(index) for index in range(6, 13))
     eps, query_heads, kv_heads = k.float_arg(13), k.arg(14), k.arg(15)
+    length, value_length, pairs = shape.length, shape.value_length, shape.pairs
+    rotate = rotate_neighbours if shape.neighbours else rotate_halves
     zero, columns = k.constant(F32, 0.0), k.int64(length)
-    buffer = k.scratch(4 * length)
+    buffer = k.scratch(4 * max(length, value_length))
     parts = query_heads + kv_heads * 2
     with k.loop(k.begin, k.end) as item:
         token, part = item // parts, item % parts
         position = start + token
-        angles = position * (4 * pairs)
+        angles = (cos + position * (4 * pairs), sin + position * (4 * pairs))
         with k.when(part < query_heads):
             query = queries + token * query_stride + part * (4 * length)
-            if normed:
+            if shape.normed:
                 normalise(k, query, query, weight=query_norm, columns=columns, eps=eps, offset=zero)
-            rotate(k, query, query, (cos + angles, sin + angles), pairs)
+            rotate(k, query, query, angles, pairs)
+            if shape.rotates_keys:
+                rotate_head(k, query, length)
         with k.when((part >= query_heads) & (part < query_heads + kv_heads)):
             head = part - query_heads
             key = keys + token * key_stride + head * (4 * length)
-            if normed:
+            if shape.normed:
                 normalise(k, key, key, weight=key_norm, columns=columns, eps=eps, offset=zero)
-            rotate(k, buffer, key, (cos + angles, sin + angles), pairs)
-            if 2 * pairs < length:
-                each(
-                    k,
-                    k.int64(length - 2 * pairs),
-                    lambda at, kind: k.store(k.load(kind, key + at + 8 * pairs), buffer + at + 8 * pairs),
-                )
-            block = block_of(position, head, kv_heads) * (BLOCK_TOKENS * length * HALF_BYTES)
-            to = key_cache + block + (position % BLOCK_TOKENS) * HALF_BYTES
-            _store_key(k, to, buffer, length)
+            rotate(k, buffer, key, angles, pairs)
+            _copy(k, buffer + 8 * pairs, key + 8 * pairs, length - 2 * pairs)
+            if shape.rotates_keys:
+                rotate_head(k, buffer, length)
+            block = key_cache + block_of(position, head, kv_heads) * shape.key_type.key_block_bytes(length)
+            store_key(k, block, position % BLOCK_TOKENS, buffer, length=length, kind=shape.key_type)
         with k.when(part >= query_heads + kv_heads):
             head = part - query_heads - kv_heads
-            tiles = -(-value_length // TILE_DIMS)
-            block = block_of(position, head, kv_heads) * (BLOCK_TOKENS * tiles * TILE_DIMS * HALF_BYTES)
-            to = value_cache + block + (position % BLOCK_TOKENS) * (TILE_DIMS * HALF_BYTES)
-            _store_value(k, to, values + token * value_stride + head * (4 * value_length), value_length)
+            value = values + token * value_stride + head * (4 * value_length)
+            block = value_cache + block_of(position, head, kv_heads) * shape.value_type.value_block_bytes(value_length)
+            if shape.rotates_values:
+                _copy(k, buffer, value, value_length)
+                rotate_head(k, buffer, value_length)
+                value = buffer
+            store_value(k, block, position % BLOCK_TOKENS, value, length=value_length, kind=shape.value_type)
+
+
+def _trace_coding(k: Kernel, *, kind: KVType, length: int) -> None:
+    """Items: KV heads, block after block from that of the first token."""
+    window, keys, tokens, start, kv_heads = (k.arg(index) for index in range(5))
+    with k.loop(k.begin, k.end) as item:
+        first = (start // BLOCK_TOKENS + item // kv_heads) * BLOCK_TOKENS
+        with k.when(first + BLOCK_TOKENS <= start + tokens):
+            number = block_of(first, item % kv_heads, kv_heads)
+            encode_key_block(
+                k,
+                keys + number * kind.key_block_bytes(length),
+                window + number * KVType.F16.key_block_bytes(length),
+                length=length,
+                kind=kind,
+            )
+
+
+def _copy(k: Kernel, to: Value, source: Value, count: int) -> None:
+    if count:
+        each(k, k.int64(count), lambda at, kind: k.store(k.load(kind, source + at), to + at))
 
 
 def block_of(position: Value, head: Value, kv_heads: Value) -> Value:
     """The block of a head that holds a position, counted in the order of memory."""
     piece = position // PIECE_TOKENS
     return (piece * kv_heads + head) * PIECE_BLOCKS + (position // BLOCK_TOKENS - piece * PIECE_BLOCKS)
-
-
-def _store_key(k: Kernel, to: Value, key: Value, length: int) -> None:
-    """Dimension d goes to to + 128 d."""
-
-    def body(at: Value, kind: object) -> None:
-        half = float_to_half(k, k.load(kind, key + at))
-        place = to + at * (BLOCK_TOKENS * HALF_BYTES // 4)
-        if is_vector(kind):
-            for lane in range(k.lanes):
-                k.store(half.lane(lane), place + lane * BLOCK_TOKENS * HALF_BYTES)
-        else:
-            k.store(half, place)
-
-    each(k, k.int64(length), body)
-
-
-def _store_value(k: Kernel, to: Value, value: Value, length: int) -> None:
-    """Tile t goes to to + t * 64 tokens * 32 dimensions."""
-    tile_bytes = BLOCK_TOKENS * TILE_DIMS * HALF_BYTES
-    for first in range(0, length, TILE_DIMS):
-        tile = to + first // TILE_DIMS * tile_bytes
-        source = value + 4 * first
-        each(
-            k,
-            k.int64(min(TILE_DIMS, length - first)),
-            lambda at, kind, tile=tile, source=source: k.store(  # type: ignore[misc]
-                float_to_half(k, k.load(kind, source + at)), tile + (at >> 1)
-            ),
-        )
 
 
 def rotate_halves(k: Kernel, out: Value, x: Value, angles: tuple[Value, Value], pairs: int) -> None:

@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 I32, I64, F32, F64, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType(), ir.PointerType()
 OPERATION_SIGNATURE = "void(CPointer(int64), int64, int64)"
+HOST_SIGNATURE = "void(CPointer(int64))"
 
 # numba's own type says what an intrinsic's maker is given, not what its callers give
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba_intrinsic
@@ -39,18 +40,19 @@ class Operation:
     """A function `(args, begin, end)` of the program's ABI, compiled when its address is first asked for.
 
     `args` points to the row's arguments (int64), [begin, end) are the work items. The result for an item must not
-    depend on how items are grouped. It never allocates nor throws.
+    depend on how items are grouped. It never allocates nor throws. With `HOST_SIGNATURE` it is a `(args)` instead.
     """
 
-    def __init__(self, function: Callable[[Any, int, int], None]) -> None:
+    def __init__(self, function: Callable[..., None], signature: str = OPERATION_SIGNATURE) -> None:
         self.name = function.__name__
         self._function = function
+        self._signature = signature
 
     @cached_property
     def address(self) -> int:
         """Where the machine code is."""
         with _compile_lock:
-            self._compiled = cfunc(OPERATION_SIGNATURE, cache=True, error_model="numpy")(self._function)
+            self._compiled = cfunc(self._signature, cache=True, error_model="numpy")(self._function)
         address = self._compiled.address
         assert address is not None, "a compiled function has an address"
         return int(address)
@@ -59,6 +61,11 @@ class Operation:
 def operation(function: Callable[[Any, int, int], None]) -> Operation:
     """Decorator that makes an `Operation`."""
     return Operation(function)
+
+
+def host_function(function: Callable[[Any], None]) -> Operation:
+    """Decorator for a function `void f(int64 *)` that a GPU's stream or any other thread may call by its address."""
+    return Operation(function, HOST_SIGNATURE)
 
 
 def float_bits(value: float) -> int:

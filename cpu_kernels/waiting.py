@@ -9,16 +9,19 @@ import platform
 import sys
 import time
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.native import (
+    Operation,
     atomic_add,
     atomic_load,
     atomic_swap_if,
     call_futex,
     call_plain,
+    host_function,
     int_at,
     jitted,
     pause,
@@ -188,6 +191,53 @@ class Counter:
     def signal_row(self, amount: int = 1, name: str = "signal") -> Row:
         """A row that raises the value by argument 1, `amount`."""
         return Row(name, 0, 1, (self.address, amount), kind=Kind.SIGNAL, keep=(self,))
+
+    def raise_call(self, amount: int = 1) -> "HostCall":
+        """A call that raises the value by `amount`, for a GPU's stream or another thread without Python."""
+        return HostCall(_raise, self, self._settings, amount)
+
+    def wait_call(self, target: int = 0) -> "HostCall":
+        """A call that returns when the value is at least `target`, or when the counter fails."""
+        return HostCall(_await, self, self._settings, target)
+
+
+class HostCall:
+    """A C function `void f(void *)` and its argument; to be kept until it has been called for the last time."""
+
+    def __init__(self, function: Operation, counter: Counter, settings: NDArray[np.int64], value: int) -> None:
+        self._keep = counter, settings
+        self._block = aligned_int64(4)  # settings, counter, amount or target, the error of a wait
+        self._block[:3] = settings.ctypes.data, counter.address, value
+        self.address = function.address
+
+    @property
+    def argument(self) -> int:
+        """The address that the function is called with."""
+        return int(self._block.ctypes.data)
+
+    @property
+    def value(self) -> int:
+        """By how much a counter is raised, or what is waited for; may be set while nobody calls."""
+        return int(self._block[2])
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._block[2] = value
+
+    @property
+    def error(self) -> int:
+        """What the counter was failed with when the last wait for it ended, or 0."""
+        return int(self._block[3])
+
+
+@host_function
+def _raise(args: Any) -> None:
+    raise_counter(args[0], args[1], args[2])
+
+
+@host_function
+def _await(args: Any) -> None:
+    args[3] = wait_for_counter(args[0], args[1], args[2])
 
 
 def _address_of(function: str) -> int:

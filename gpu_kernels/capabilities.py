@@ -3,6 +3,7 @@
 Importing torch takes seconds, so the operating system is asked first. Knows nothing about models or budgets.
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -65,7 +66,10 @@ def why_no_gpu(*, root: Path = Path("/")) -> NoGpu | None:
         )
     if detect(root=root) is not None:
         return None
-    return NoGpu(f"{system} is there, but {torch_build} cannot use it", "update the driver, or install a torch for it")
+    return NoGpu(
+        f"{system}{_driver_version(root)} is there, but {torch_build} cannot use it",
+        "update the driver, or install a torch build for it: https://pytorch.org/get-started/locally",
+    )
 
 
 def _system_gpu(root: Path) -> str:
@@ -79,6 +83,13 @@ def _system_gpu(root: Path) -> str:
     if (root / "sys/module/xe").is_dir() and any((root / "dev/dri").glob("renderD*")):
         return "an Intel GPU driver"
     return ""
+
+
+def _driver_version(root: Path) -> str:
+    """Of NVIDIA's driver, after a space; empty where it does not say."""
+    file = root / "proc/driver/nvidia/version"
+    found = re.search(r"\d+\.\d+(\.\d+)?", file.read_text(errors="replace")) if file.is_file() else None
+    return f" {found[0]}" if found else ""
 
 
 def _torch_is_cpu_only() -> bool:

@@ -1,6 +1,9 @@
 """What a cache of streamed weights has seen: lookups, misses, bytes. Knows nothing about how it works."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from offload.prefetch_gate import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,7 @@ class CacheCounts:
     foreseen: int = 0  # experts read on a guess of what the next layer uses
     foreseen_used: int = 0  # of those, that the layer used; no misses
     wasted_bytes: int = 0  # read for the others
+    trial: Trial | None = None  # the newest of reading on a guess against not doing it
 
     @property
     def hit_rate(self) -> float:
@@ -38,4 +42,20 @@ class CacheCounts:
             self.foreseen - before.foreseen,
             self.foreseen_used - before.foreseen_used,
             self.wasted_bytes - before.wasted_bytes,
+            self.trial,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts and rates as JSON types, seconds of a token with and without guesses from the newest trial."""
+        trial = self.trial
+        return {
+            "stream_hit_rate": self.hit_rate,
+            "stream_bytes_read": self.bytes_read,
+            "stream_waiting_s": self.waiting_s,
+            "prefetch_experts": self.foreseen,
+            "prefetch_recall": self.foreseen_recall,
+            "prefetch_wasted_bytes": self.wasted_bytes,
+            "prefetch_token_s": trial.open_s if trial else None,
+            "no_prefetch_token_s": trial.closed_s if trial else None,
+            "prefetch_is_faster": trial.is_won if trial else None,
+        }

@@ -1,8 +1,26 @@
 """Things that must be closed, as context managers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
+
+
+class Closable(Protocol):
+    """What holds something until it is closed."""
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_on_error(thing: Closable) -> Iterator[None]:
+    """Closes `thing` if the block raises: for what is made before the rest that it belongs to."""
+    try:
+        yield
+    except BaseException:
+        thing.close()
+        raise
 
 
 class Closing(ABC):

@@ -1,36 +1,30 @@
 """Reads of model files in the background: several at a time, the urgent ones first, past the page cache where it can.
 
 Each read fills memory of the thread that makes it, in huge pages, and hands the bytes to a function on that thread.
-Knows nothing about what is read. Short reads go on, EIO is tried again (`gguf_source.positional_read` is the seam for
-faults), and a read that takes longer than the deadline fails while its thread still hangs: what such a read brings
-later is thrown away. Invariant: for every read exactly one of `consume` and `failed` is called, or neither when it was
-cancelled before it began.
+Knows nothing about what is read. A read that takes longer than the deadline fails while its thread still hangs: what
+such a read brings later is thrown away. Invariant: for every read exactly one of `consume` and `failed` is called, or
+neither when it was cancelled before it began.
 """
 
-import errno
-import heapq
-import itertools
 import logging
-import mmap
-import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offload import gguf_source
 from offload.closing import Closing
+from offload.direct_file import BLOCK_BYTES, DirectFile
 from offload.errors import FlashError, StrataError
 from offload.gguf_source import ByteSource
 from offload.memory import HUGE_PAGE_BYTES, read_buffer
 
 log = logging.getLogger("strata.flash")
 
-BLOCK_BYTES = 4096
 DEPTH = 4  # reads at a time
 READ_BYTES = HUGE_PAGE_BYTES - 2 * BLOCK_BYTES  # that one read should bring at most: a huge page holds it
 DEADLINE_S = 30.0
@@ -60,74 +54,21 @@ class Extent:
     num_bytes: int
 
 
-class DirectFile:
-    """A second descriptor of an open file, for reads of whole blocks that leave the page cache alone."""
-
-    def __init__(self, source: ByteSource) -> None:
-        """OSError where the file system cannot; FlashError if another file has taken the path."""
-        self.source = source
-        self._descriptor = os.open(source.path, os.O_RDONLY | os.O_DIRECT)
-        opened = os.fstat(self._descriptor)
-        if (opened.st_dev, opened.st_ino, opened.st_size, opened.st_mtime_ns) != source.identity:
-            self.close()
-            raise FlashError(f"{source.path}: the file was replaced while in use", hint="start again")
-        try:
-            with mmap.mmap(-1, BLOCK_BYTES) as block, memoryview(block) as view:
-                gguf_source.positional_read(self._descriptor, view, 0)
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Gives the descriptor back."""
-        os.close(self._descriptor)
-
-    def read_into(self, memory: memoryview, offset: int, needed: int) -> None:
-        """Fills at least the first `needed` bytes of `memory`, which begins on a page, from a multiple of a block.
-
-        FlashError if the drive fails for good, or the file ends early or changed.
-        """
-        done, failures = 0, 0
-        while done < needed:
-            try:
-                count = gguf_source.positional_read(self._descriptor, memory[done:], offset + done)
-                if count == 0:
-                    self.source.check_identity()
-                    end = f"the file ends at byte {offset + done}, {needed - done} more were expected"
-                    raise FlashError(f"{self.source.path}: {end}", hint="download the file again")
-                if done + count < needed and count < BLOCK_BYTES:
-                    raise OSError(errno.EIO, "a read of less than a block")
-            except OSError as error:
-                failures += 1
-                if error.errno != errno.EIO or failures > gguf_source.EIO_RETRIES:
-                    raise FlashError(
-                        f"{self.source.path}: reading at byte {offset + done} failed: {error.strerror or error}",
-                        hint="check the drive and its cable (kernel log, SMART), then start again",
-                    ) from error
-                time.sleep(gguf_source.EIO_PAUSE_S * 2 ** (failures - 1))
-                continue
-            done += count
-            if done < needed:
-                done -= done % BLOCK_BYTES
-        self.source.check_identity()
-
-
 Consume = Callable[[NDArray[np.uint8]], None]
 Failed = Callable[[StrataError], None]
 
 
-@dataclass(order=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Read:
-    """A read that was asked for."""
+    """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not."""
 
     priority: Priority
-    number: int
-    extent: Extent = field(compare=False)
-    consume: Consume = field(compare=False)
-    failed: Failed = field(compare=False)
-    started_s: float = field(default=0.0, compare=False)  # 0: not yet
-    given_up: bool = field(default=False, compare=False)
-    over: bool = field(default=False, compare=False)  # done, failed or cancelled
+    extent: Extent
+    consume: Consume
+    failed: Failed
+    started_s: float = 0.0  # 0: not yet
+    given_up: bool = False
+    over: bool = False  # done, failed or cancelled
 
 
 @dataclass(slots=True)
@@ -158,12 +99,13 @@ class FlashReader(Closing):
         self._direct = self._opened() if mode is ReadMode.DIRECT else ()
         self._memory_bytes = most_bytes + 2 * BLOCK_BYTES  # an extent may begin and end within a block
         self._deadline_s = deadline_s
-        self._numbers = itertools.count()
-        self._waiting: list[Read] = []
+        self._waiting: dict[Priority, deque[Read]] = {priority: deque() for priority in Priority}  # urgent ones first
+        self._num_waiting = 0
         self._active: list[Read] = []
-        lock = threading.Lock()
+        lock = self._lock = threading.Lock()
         self._asked = threading.Condition(lock)  # threads that read wait for it
-        self._changed = threading.Condition(lock)
+        self._idle = threading.Condition(lock)  # `drain` does
+        self._ending = threading.Condition(lock)  # the watch does
         self._closed = False
         self._busy_since = 0.0
         names = [(self._read_all, f"strata-flash-{index}") for index in range(depth)]
@@ -180,47 +122,57 @@ class FlashReader(Closing):
         return -(-self._memory_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES * (len(self._threads) - 1)
 
     def submit(self, extent: Extent, consume: Consume, failed: Failed, priority: Priority = Priority.DEMAND) -> Read:
-        """Asks for a read; `consume` gets the bytes, which are only valid during the call, or `failed` why not."""
-        read = Read(priority, next(self._numbers), extent, consume, failed)
-        with self._changed:
+        """Asks for a read, see `Read`."""
+        read = Read(priority, extent, consume, failed)
+        self.submit_all([read])
+        return read
+
+    def submit_all(self, reads: Sequence[Read]) -> None:
+        """Asks for reads, which are made in this order where they are equally urgent."""
+        with self._lock:
             if self._closed:
                 raise FlashError("a read after the files were closed")
-            heapq.heappush(self._waiting, read)
-            self._asked.notify()
-        return read
+            for read in reads:
+                self._waiting[read.priority].append(read)
+            self._num_waiting += len(reads)
+            self._asked.notify(len(reads))
 
     def cancel(self, read: Read) -> bool:
         """Whether the read had not begun; then it never will."""
-        with self._changed:
+        with self._lock:
             if read.over or read.started_s:
                 return False
             read.over = True
-            self._waiting.remove(read)
-            heapq.heapify(self._waiting)
+            self._waiting[read.priority].remove(read)
+            self._num_waiting -= 1
             self.counts.cancelled += 1
             return True
 
     def hurry(self, read: Read) -> None:
-        """Somebody waits for this read now."""
-        with self._changed:
+        """Somebody waits for this read now: it comes after those that somebody waits for already."""
+        with self._lock:
             if not read.over and not read.started_s and read.priority is not Priority.DEMAND:
+                self._waiting[read.priority].remove(read)
                 read.priority = Priority.DEMAND
-                heapq.heapify(self._waiting)
+                self._waiting[Priority.DEMAND].append(read)
 
     def drain(self) -> None:
         """Returns when nothing is asked for any more, or what is left hangs."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and all(read.over for read in self._active))
+        with self._lock:
+            self._idle.wait_for(self._is_idle)
 
     def close(self) -> None:
         """Cancels what has not begun and ends the threads, except those that hang; may be called twice."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            for read in self._waiting:
-                read.over = True
-            self._waiting.clear()
+            for waiting in self._waiting.values():
+                for read in waiting:
+                    read.over = True
+                waiting.clear()
+            self._num_waiting = 0
             self._asked.notify_all()
-            self._changed.notify_all()
+            self._idle.notify_all()
+            self._ending.notify_all()
         stuck = any(read.given_up for read in self._active)
         for thread in self._threads:
             if thread is not threading.current_thread() and not stuck:
@@ -272,39 +224,44 @@ class FlashReader(Closing):
         return array[skipped:needed]
 
     def _next(self) -> Read | None:
-        with self._changed:
-            self._asked.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
-                return None
-            read = heapq.heappop(self._waiting)
+        with self._lock:
+            while not self._num_waiting:
+                if self._closed:
+                    return None
+                self._asked.wait()
+            read = next(waiting for waiting in self._waiting.values() if waiting).popleft()
+            self._num_waiting -= 1
             read.started_s = time.monotonic()
             if not self._active:
                 self._busy_since = read.started_s
-                self._changed.notify_all()  # the watch
             self._active.append(read)
             return read
 
     def _not_given_up(self, read: Read) -> bool:
         """If so, nobody will give it up from now on."""
-        with self._changed:
+        with self._lock:
             read.started_s = float("inf")
             return not read.given_up
 
     def _end(self, read: Read) -> None:
-        with self._changed:
+        with self._lock:
             read.over = True
             self._active.remove(read)
             self.counts.reads += 1
             self.counts.num_bytes += read.extent.num_bytes
             if not self._active:
                 self.counts.busy_s += time.monotonic() - self._busy_since
-            self._changed.notify_all()
+            if self._is_idle():
+                self._idle.notify_all()
+
+    def _is_idle(self) -> bool:
+        """Nothing is asked for any more, or what is left hangs."""
+        return not self._num_waiting and all(read.over for read in self._active)
 
     def _watch(self) -> None:
         """Gives up reads that take longer than the deadline."""
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._active or self._closed)
+            with self._lock:
                 if self._closed:
                     return
                 now = time.monotonic()
@@ -312,7 +269,7 @@ class FlashReader(Closing):
                 for read in late:
                     read.given_up = True
                 if not late:
-                    self._changed.wait(self._deadline_s / 4)
+                    self._ending.wait(self._deadline_s / 4)
             for read in late:
                 extent, path = read.extent, self._sources[read.extent.source].path
                 read.failed(
@@ -322,6 +279,6 @@ class FlashReader(Closing):
                         hint="check the drive (kernel log, SMART); a network drive may have lost its server",
                     )
                 )
-                with self._changed:
+                with self._lock:
                     read.over = True
-                    self._changed.notify_all()
+                    self._idle.notify_all()

@@ -81,6 +81,11 @@ class ByteSource:
         """Gives the descriptor back; reading afterwards is an error. May be called twice."""
         self._finalizer()
 
+    def forget(self) -> None:
+        """Advises the system to drop what it keeps of the file in RAM; where it takes no such advice, nothing happens."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     @property
     def identity(self) -> tuple[int, int, int, int]:
         """(device, inode, size, modification time in ns) at opening."""

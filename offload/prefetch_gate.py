@@ -8,6 +8,7 @@ how long each token took. Invariant: before its first trial is won, the gate is 
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
@@ -17,7 +18,7 @@ WINDOW_TOKENS = 16
 WINDOWS = (False, True, True, False)  # of a trial: open or not
 SETTLING_TOKENS = 2  # at the start of a window: not counted
 KEPT_TOKENS = 256  # between trials
-NOISE_DEVIATIONS = 2.0  # by how many standard errors a gain must exceed nothing
+NOISE_DEVIATIONS = 1.0  # standard errors that a gain must exceed: a trial that errs by as much costs little
 _NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _MEDIAN = 1.2533  # standard error of its median over that of its mean
 
@@ -26,8 +27,26 @@ class PrefetchMode(StrEnum):
     """Never, always, or where trials say so."""
 
     OFF = "off"
-    FORCED = "forced"
+    ON = "on"
     AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Typical seconds of a token with the gate open and closed, and the standard error of their difference."""
+
+    open_s: float
+    closed_s: float
+    noise_s: float
+
+    @property
+    def is_won(self) -> bool:
+        """Whether tokens are quicker with the gate open, by more than chance explains."""
+        return self.closed_s - self.open_s > self.noise_s
+
+    def __str__(self) -> str:
+        times = (1e3 * self.open_s, 1e3 * self.closed_s, 1e3 * self.noise_s)
+        return "{:.2f} ms a token with it, {:.2f} without (noise {:.2f})".format(*times)
 
 
 class PrefetchGate:
@@ -35,8 +54,8 @@ class PrefetchGate:
 
     def __init__(self, mode: PrefetchMode = PrefetchMode.AUTO) -> None:
         self.mode = mode
-        self.is_open = mode is PrefetchMode.FORCED
-        self.has_won = False  # what the newest trial said
+        self.is_open = mode is PrefetchMode.ON
+        self.newest: Trial | None = None
         self._tokens = 0  # since the trial began
         self._window = 0  # of the trial; len(WINDOWS): it is over
         self._taken: dict[bool, list[float]] = {False: [], True: []}
@@ -54,20 +73,20 @@ class PrefetchGate:
         elif self._tokens == trial_tokens + KEPT_TOKENS:
             self._tokens = 0
         self._window = min(self._tokens // WINDOW_TOKENS, len(WINDOWS))
-        self.is_open = self.has_won if self._window == len(WINDOWS) else WINDOWS[self._window]
+        self.is_open = self._has_won if self._window == len(WINDOWS) else WINDOWS[self._window]
+
+    @property
+    def _has_won(self) -> bool:
+        return self.newest is not None and self.newest.is_won
 
     def _decide(self) -> None:
         """The end of a trial."""
         closed, opened = (_typical(self._taken[is_open]) for is_open in (False, True))
-        noise = NOISE_DEVIATIONS * (closed[1] ** 2 + opened[1] ** 2) ** 0.5
-        has_won = closed[0] - opened[0] > noise
-        if has_won is not self.has_won:
-            state = "on" if has_won else "off"
-            log.info(
-                "reading experts ahead is %s: %.2f ms a token with it, %.2f without (noise %.2f)",
-                *(state, 1e3 * opened[0], 1e3 * closed[0], 1e3 * noise),
-            )
-        self.has_won = has_won
+        noise_s = NOISE_DEVIATIONS * (closed[1] ** 2 + opened[1] ** 2) ** 0.5
+        had_won = self._has_won
+        self.newest = Trial(opened[0], closed[0], noise_s)
+        if self._has_won is not had_won:
+            log.info("reading experts ahead is %s: %s", "on" if self._has_won else "off", self.newest)
         self._taken = {False: [], True: []}
 
 

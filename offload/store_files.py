@@ -85,7 +85,7 @@ class Files:
 FILES = Files()
 
 
-def write_all(files: Files, descriptor: int, data: bytes, offset: int) -> None:
+def write_all(files: Files, descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Writes all of `data` at an offset; OSError."""
     view = memoryview(data)
     while view:

@@ -28,6 +28,7 @@ RAM_MARGIN = 0.05  # of what is free: other programs grow while a model runs
 RAM_MARGIN_MIN_BYTES = 128 * MIB
 RAM_MARGIN_MAX_BYTES = 2 * GIB
 GPU_MARGIN_BYTES = 256 * MIB
+GPU_MARGIN_PART = 16  # of a GPU's memory, where that is less
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,8 @@ class Budget:
 def measure_budget(gpu: GpuCapabilities | None = None, *, root: Path = Path("/")) -> Budget:
     """What this machine can give now: RAM by control group and free memory, and the free memory of the GPU.
 
-    `gpu` is looked for where it is not given.
+    Without `gpu` there is none to be used.
     """
-    gpu = gpu or capabilities.detect()
     free_bytes, ram_source = free_ram(root)
     ram_bytes = free_bytes + int(psutil.Process().memory_info().rss)
     margin = min(max(int(RAM_MARGIN * ram_bytes), RAM_MARGIN_MIN_BYTES), RAM_MARGIN_MAX_BYTES, ram_bytes)
@@ -76,7 +76,7 @@ def measure_budget(gpu: GpuCapabilities | None = None, *, root: Path = Path("/")
         ram_source=ram_source,
         gpu_source=gpu.name if gpu else "no GPU",
         ram_margin_bytes=margin,
-        gpu_margin_bytes=min(GPU_MARGIN_BYTES, gpu.free_bytes) if gpu else 0,
+        gpu_margin_bytes=min(GPU_MARGIN_BYTES, gpu.free_bytes // GPU_MARGIN_PART) if gpu else 0,
     )
 
 
@@ -95,7 +95,7 @@ def parse_budget(text: str, machine: Budget | None = None) -> Budget:
 
     Amounts asked for are taken as they are, without a margin. RequestError for anything else.
     """
-    machine = machine if machine is not None else measure_budget()
+    machine = machine if machine is not None else measure_budget(capabilities.detect())
     budget = machine
     seen: set[str] = set()
     for item in text.split(","):

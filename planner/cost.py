@@ -12,12 +12,15 @@ from math import ceil
 from pathlib import Path
 
 from planner import streamed, unit_cost
+from planner.gpu_choice import is_simulated
+from planner.hybrid_hits import evened_slots, gpu_hits_key
 from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.plan import Bottleneck, Measurement, Needs, Plan, PlannedModel, Prediction, Settings, WeightsForm
 from planner.profile import Profile, load_or_measure, record_hits, record_observation
 from planner.streamed import Streaming
+from planner.ways import HYBRID
 
 # Calls into the tensor library, counted in the sequential loop: of each part, each norm or bias in it, each product.
 PART_OPERATIONS = {
@@ -170,8 +173,8 @@ def predict(
     answer_tokens = min(ANSWER_TOKENS, max(settings.context_tokens - prompt_tokens, 0))
     parts = decode_seconds(shape, profile, settings, prompt_tokens + answer_tokens // 2, streaming)
     bottleneck = max(parts, key=lambda part: parts[part])
-    decode = profile.residual(_keys("decode", model, settings, bottleneck))
-    prefill = profile.residual(_keys("prefill", model, settings, bottleneck))
+    decode = profile.residual(correction_keys("decode", model, settings, bottleneck))
+    prefill = profile.residual(correction_keys("prefill", model, settings, bottleneck))
     ttft_s = prefill_seconds(shape, profile, settings, prompt_tokens, streaming) * prefill.factor
     return Prediction(
         decode_tokens_per_s=1 / (sum(parts.values()) * decode.factor),
@@ -193,15 +196,18 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
     Reading the prompt is learned from only where it has 32 tokens or more and the plan was predicted for its length.
     """
     profile, predicted = load_or_measure(path), plan.predicted
-    if measured.hit_rate is not None and plan.settings.stream_slots:
-        is_first = plan.model.key not in profile.hits
-        profile = record_hits(profile, plan.model.key, plan.settings.stream_slots, measured.hit_rate, path)
+    slots, key = plan.settings.stream_slots, plan.model.key
+    if plan.settings.loop == HYBRID:
+        slots, key = evened_slots(plan), gpu_hits_key(plan.model)
+    if measured.hit_rate is not None and slots:
+        is_first = key not in profile.hits
+        profile = record_hits(profile, key, slots, measured.hit_rate, path)
         if is_first:  # what else was off is told by the next run, whose hits are foreseen
             return profile
     if measured.decode_tokens_per_s:
         profile = record_observation(
             profile,
-            _keys("decode", plan.model, plan.settings, predicted.bottleneck),
+            correction_keys("decode", plan.model, plan.settings, predicted.bottleneck),
             predicted_s=1 / predicted.decode_tokens_per_s / predicted.decode_correction.factor,
             measured_s=1 / measured.decode_tokens_per_s,
             path=path,
@@ -210,7 +216,7 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
     if measured.ttft_s and as_predicted:
         profile = record_observation(
             profile,
-            _keys("prefill", plan.model, plan.settings, predicted.bottleneck),
+            correction_keys("prefill", plan.model, plan.settings, predicted.bottleneck),
             predicted_s=predicted.ttft_s / predicted.prefill_correction.factor,
             measured_s=measured.ttft_s,
             path=path,
@@ -218,9 +224,10 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
     return profile
 
 
-def _keys(phase: str, model: PlannedModel, settings: Settings, bottleneck: Bottleneck) -> tuple[str, str]:
+def correction_keys(phase: str, model: PlannedModel, settings: Settings, bottleneck: Bottleneck) -> tuple[str, str]:
     """Where corrections are kept, first for this model, then for all that run the same way and are bound alike."""
-    way = f"{phase}/{settings.loop}/{settings.weights_form.value}/{settings.device.partition(':')[0]}"
+    device = settings.device if is_simulated(settings.device) else settings.device.partition(":")[0]
+    way = f"{phase}/{settings.loop}/{settings.weights_form.value}/{device}"
     if settings.stream_slots:
         way += "/streamed"
     return f"{way}/{settings.threads} threads/{model.key}", f"{way}/{bottleneck.value}"

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from offload.errors import DoesNotFitError
 from offload.tiers import Device, Tier
+from planner.binding import bottleneck
 from planner.machine import Machine
 from planner.model_shape import UnitKind
 from planner.notes import context_notes
-from planner.placement import Assignment, Option, PlacementProblem
+from planner.placement import Assignment, Option
 from planner.plan import (
     FORMAT_VERSION,
-    Bottleneck,
     MemoryNeeds,
     Needs,
     Objective,
@@ -30,14 +30,13 @@ from planner.plan import (
 from planner.profile import Residual
 from planner.question import Question
 from planner.refusal import refusal
-from planner.schedule import Lane, schedule
-from planner.simulate import Timeline, simulate, step_seconds
+from planner.schedule import schedule
+from planner.simulate import simulate, step_seconds
 from planner.solvers import best_assignment
 from planner.spread import Spread, assignment_of, machine_of, spread_of, spreads
-from planner.ways import DEFAULT_PROMPT_TOKENS, default_context
+from planner.ways import DEFAULT_PROMPT_TOKENS, HYBRID, default_context
 
 LEAST_CONTEXT_TOKENS = 64
-_LANES = {Lane.LINK: Bottleneck.LINK, Lane.FLASH: Bottleneck.FLASH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def with_other_tiers(error: DoesNotFitError, question: Question) -> DoesNotFitEr
     context = question.wish.context_tokens or default_context(question.shape)
     machine = machine_of(question)
     longest, found_spreads = _longest(question, machine, context, Objective.LATENCY)
-    if longest != context:
+    if longest != context or question.wish.loop == HYBRID:
         return error
     found = _best(found_spreads)
     tiers = {option.tier for option in found.spread.problem.chosen(found.assignment)}
@@ -163,24 +162,11 @@ def _predict(
         ttft_s=ttft_s,
         peak_ram_bytes=needs.ram.peak_bytes,
         peak_gpu_bytes=needs.gpu.peak_bytes,
-        bottleneck=_bottleneck(decode, assignment, timeline),
+        bottleneck=bottleneck(decode, assignment, timeline),
         prompt_tokens=prompt,
         decode_correction=Residual(1.0, 0),
         prefill_correction=Residual(1.0, 0),
     )
-
-
-def _bottleneck(problem: PlacementProblem, assignment: Assignment, timeline: Timeline) -> Bottleneck:
-    """What takes most of the critical path: a loading lane, or what the items computed on it are bound by."""
-    bound_by = {
-        item.name: option.bound_by for item, option in zip(problem.items, problem.chosen(assignment), strict=True)
-    }
-    seconds = dict.fromkeys(Bottleneck, 0.0)
-    for index in timeline.critical_path():
-        task = timeline.tasks[index]
-        computing = bound_by.get(task.name, Bottleneck.OVERHEAD)  # what else devices do is to hand over
-        seconds[_LANES.get(task.lane, computing)] += task.seconds
-    return max(Bottleneck, key=lambda each: seconds[each])
 
 
 def _notes(question: Question, found: _Answer) -> Iterator[str]:

@@ -31,9 +31,10 @@ _FORM_NAMES = {
 }
 _BAR_WIDTH = 40
 _INDENT = 6
+_MOST_RUNS = 3  # of layers that a row names
 _SEGMENTS = (
     ("weights", "cyan"),
-    ("slots for flash", "green"),
+    ("slots", "green"),
     ("KV cache", "magenta"),
     ("working space", "yellow"),
     ("program", "blue"),
@@ -43,7 +44,7 @@ _SEGMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line of the table: the parts that lie together in a run of equal layers."""
+    """One line of the table: the parts that lie together in layers that are alike."""
 
     layers: str
     kinds: tuple[UnitKind, ...]
@@ -61,6 +62,8 @@ def render_plan(console: Console, plan: Plan) -> None:
     console.print(Text(f"{model.architecture} · {size} · {format_size(model.byte_size)} file", style="bold"))
     if not plan.machine.here:
         console.print(Text(f"on {plan.machine.name}, as described", style="dim"))
+    elif plan.machine.gpu is not None:
+        console.print(Text(f"with {plan.machine.gpu}", style="dim"))
     console.print(_placement_table(plan))
     for tier, needs, available in (
         (Tier.GPU, plan.needs.gpu, plan.budget.gpu_bytes),
@@ -70,7 +73,7 @@ def render_plan(console: Console, plan: Plan) -> None:
             _print_bar(console, tier, needs, available, plan.budget)
     form = _FORM_NAMES[settings.weights_form]
     console.print(f"weights {form} · context {settings.context_tokens} tokens · {_computed_by(plan)}")
-    console.print(_prediction_line(plan.predicted))
+    console.print(_prediction_line(plan.predicted, simulated=plan.is_simulated))
     for note in plan.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
 
@@ -97,9 +100,13 @@ def render_comparison(
     if predicted.hit_rate is not None:
         shown = "-" if measured.hit_rate is None else f"{measured.hit_rate:.0%}"
         ratio = "-" if measured.hit_rate is None else _ratio(measured.hit_rate, predicted.hit_rate)
-        table.add_row("experts found in RAM", f"{predicted.hit_rate:.0%}", shown, ratio)
+        where = "on the GPU" if predicted.peak_gpu_bytes else "in RAM"
+        table.add_row(f"experts found {where}", f"{predicted.hit_rate:.0%}", shown, ratio)
     promise, fact = predicted.peak_ram_bytes, measured.peak_ram_bytes
     table.add_row("peak RAM", format_size(int(promise)), format_size(fact), _ratio(fact, promise))
+    if predicted.peak_gpu_bytes and measured.peak_gpu_bytes is not None:
+        promise, fact = predicted.peak_gpu_bytes, measured.peak_gpu_bytes
+        table.add_row("peak GPU", format_size(promise), format_size(fact), _ratio(fact, promise))
     console.print(table)
     if budget is not None:
         console.print(_budget_line(measured.peak_ram_bytes, budget))
@@ -117,11 +124,16 @@ def _budget_line(peak_bytes: int, budget: Budget) -> Text:
 def _computed_by(plan: Plan) -> str:
     """What computes, and what the plan is made quick at where that is not the next token."""
     settings = plan.settings
-    parts = [] if settings.device == "cpu" else ["GPU" if settings.device == "gpu" else settings.device]
+    parts = [] if settings.device == "cpu" else [_device_name(plan)]
     if any(placement.device is Device.CPU for placement in plan.placements):
         parts.append(f"{settings.threads} {plural(settings.threads, 'thread')}")
     aim = {Objective.THROUGHPUT: " · for throughput", Objective.TTFT: " · for an early first token"}
     return " and ".join(parts) + aim.get(plan.objective, "")
+
+
+def _device_name(plan: Plan) -> str:
+    device = plan.settings.device
+    return "simulated GPU" if plan.is_simulated else "GPU" if device == "gpu" else device
 
 
 def _placement_table(plan: Plan) -> Table:
@@ -134,30 +146,44 @@ def _placement_table(plan: Plan) -> Table:
     for row in _rows(plan.placements):
         parts = ", ".join(_part_name(plan, kind) for kind in row.kinds)
         table.add_row(row.layers, parts, _TIER_NAMES[row.tier], row.device.value.upper(), format_size(row.num_bytes))
+    if (slots := plan.settings.gpu_slots) and plan.needs.gpu.slots_bytes:
+        size = format_size(plan.needs.gpu.slots_bytes)
+        table.add_row("", f"slots for {slots} experts of them", _TIER_NAMES[Tier.GPU], "GPU", size)
     return table
 
 
 def _rows(placements: Sequence[Placement]) -> Iterator[_Row]:
-    """Runs of layers that have the same parts in the same places, one row for each place."""
-    layers = [(layer, list(group)) for layer, group in groupby(placements, key=lambda placement: placement.layer)]
-
-    def signature(entry: tuple[int | None, list[Placement]]) -> tuple[object, ...]:
-        layer, units = entry
-        return (layer is None and units[0].kind, *((unit.kind, unit.tier, unit.device) for unit in units))
-
-    for _, run in groupby(layers, key=signature):
-        entries = list(run)
-        first, last = entries[0][0], entries[-1][0]
+    """Layers that have the same parts in the same places, one row for each place; in the order of the first of them."""
+    alike: dict[tuple[object, ...], list[tuple[int | None, list[Placement]]]] = {}
+    for layer, group in groupby(placements, key=lambda placement: placement.layer):
+        units = list(group)
+        places = tuple((unit.kind, unit.tier, unit.device) for unit in units)
+        alike.setdefault((layer is None and units[0].kind, *places), []).append((layer, units))
+    for entries in alike.values():
+        layers = _layers([layer for layer, _ in entries if layer is not None])
         units = [unit for _, group in entries for unit in group]
         for tier, device in dict.fromkeys((unit.tier, unit.device) for unit in units):
             here = [unit for unit in units if (unit.tier, unit.device) == (tier, device)]
             yield _Row(
-                layers="" if first is None else str(first) if first == last else f"{first}-{last}",
+                layers=layers,
                 kinds=tuple(dict.fromkeys(unit.kind for unit in here)),
                 tier=tier,
                 device=device,
                 num_bytes=sum(unit.num_bytes for unit in here),
             )
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    """Numbers of layers in runs: "0-3,7"; where those are many, how many there are between which."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    if len(runs) > _MOST_RUNS:
+        return f"{len(numbers)} of {numbers[0]}-{numbers[-1]}"
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _part_name(plan: Plan, kind: UnitKind) -> str:
@@ -210,8 +236,9 @@ def _print_items(console: Console, items: Sequence[Text]) -> None:
     console.print(line)
 
 
-def _prediction_line(predicted: Prediction) -> Text:
-    line = Text("predicted ").append(f"{figures(predicted.decode_tokens_per_s)} tokens/s", style="bold green")
+def _prediction_line(predicted: Prediction, *, simulated: bool) -> Text:
+    line = Text("predicted, on a simulated GPU, " if simulated else "predicted ")
+    line.append(f"{figures(predicted.decode_tokens_per_s)} tokens/s", style="bold green")
     line.append(f", bound by {predicted.bottleneck.value}")
     correction = predicted.decode_correction
     if correction.runs:

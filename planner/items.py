@@ -3,7 +3,8 @@
 Costs are those of `planner.unit_cost` for the step an objective looks at: one token in the middle of the context, a
 chunk of the prompt, or one token of many sequences. Knows nothing about how a problem is solved.
 
-Invariant: buffers that loads from flash need are taken out of the RAM before the problem is stated.
+Invariant: buffers that loads need, from flash to RAM or to the GPU, are taken out of a memory before the problem is
+stated, and shared by all that is loaded.
 """
 
 from collections.abc import Iterator
@@ -49,18 +50,22 @@ def placement_problem(
     ram_bytes: int,
     gpu_bytes: int,
     tiers: Places,
+    loads_dense: bool = True,
 ) -> PlacementProblem:
     """The problem of `shape` on those pairs of tier and device that `machine` has, within the bytes that are free.
 
-    Flash is offered only where RAM cannot hold all, since nothing computes from it faster.
+    Flash is offered only where RAM cannot hold all, since nothing computes from it faster. `loads_dense`: whether the
+    GPU may compute dense parts that do not lie there, too: buffers for the layers ahead are taken out of its memory.
     """
-    maker = _Maker(shape, machine, settings, objective)
+    maker = _Maker(shape, machine, settings, objective, loads_dense=loads_dense)
     places = {place for place in tiers if machine.gpu is not None or Device.GPU is not place[1]}
     places = {place for place in places if machine.flash is not None or Tier.FLASH is not place[0]}
     if maker.held_bytes <= ram_bytes:
         places = {place for place in places if place[0] is not Tier.FLASH}
     elif any(tier is Tier.FLASH for tier, _ in places):
         ram_bytes -= maker.buffer_bytes
+    if any(device is Device.GPU and tier is not Tier.GPU for tier, device in places):
+        gpu_bytes -= maker.gpu_buffer_bytes
     return PlacementProblem(
         items=tuple(maker.items(frozenset(places))),
         ram_bytes=ram_bytes,
@@ -84,7 +89,10 @@ def expert_classes(count: int, used: int) -> tuple[tuple[int, float], ...]:
 class _Maker:
     """Items of one model on one machine, for one objective's step."""
 
-    def __init__(self, shape: ModelShape, machine: Machine, settings: Settings, objective: Objective) -> None:
+    def __init__(
+        self, shape: ModelShape, machine: Machine, settings: Settings, objective: Objective, *, loads_dense: bool
+    ) -> None:
+        self._loads_dense = loads_dense
         self._shape, self._machine, self._settings = shape, machine, settings
         self._context = settings.context_tokens
         chunk = settings.prefill_chunk_tokens
@@ -103,13 +111,20 @@ class _Maker:
 
     @property
     def buffer_bytes(self) -> int:
-        """What loads from flash arrive in: the layers ahead and the one computed, of experts the active ones."""
+        """What loads arrive in: the layers ahead and the one computed, of experts the active ones."""
         layers: dict[int | None, int] = {}
         for unit in self._shape.units:
             part = unit.active_bytes if unit.kind is UnitKind.EXPERTS else unit.num_bytes
             layers[unit.layer] = layers.get(unit.layer, 0) + part
         blocks = [size for layer, size in layers.items() if layer is not None]
         return (LAYERS_AHEAD + 1) * max(blocks, default=0) + layers.get(None, 0)
+
+    @property
+    def gpu_buffer_bytes(self) -> int:
+        """What loads to the GPU arrive in: as from flash, or a layer's active experts, which no load is ahead of."""
+        if self._loads_dense:
+            return self.buffer_bytes
+        return max((unit.active_bytes for unit in self._shape.units if unit.kind is UnitKind.EXPERTS), default=0)
 
     def items(self, places: Places) -> Iterator[Item]:
         """Every item in the order a token meets them, with its options in the order of tiers and devices."""
@@ -144,6 +159,8 @@ class _Maker:
         held = int(part.fraction * unit.num_bytes)
         moved = int(part.active * part.share.bytes * unit.active_bytes)
         for tier, device in _ordered(places):
+            if device is Device.GPU and tier is not Tier.GPU and not (part.routed or self._loads_dense):
+                continue
             terms = self._compute_terms(unit, part, device)
             flash_s = self._flash_seconds(unit, moved) if tier is Tier.FLASH else 0.0
             link_s = self._link_seconds(moved) if device is Device.GPU and tier is not Tier.GPU else 0.0
@@ -154,17 +171,10 @@ class _Maker:
                 load_s=flash_s + link_s,
                 load_bytes=moved if flash_s + link_s else 0,
                 ram_bytes=held if tier is Tier.RAM else 0,
-                gpu_bytes=self._gpu_bytes(unit, held, moved, tier) if device is Device.GPU else 0,
+                gpu_bytes=_gpu_bytes(unit, held) if tier is Tier.GPU else 0,
                 link_s=link_s if tier is Tier.FLASH else 0.0,
                 bound_by=unit_cost.binding(terms),
             )
-
-    @staticmethod
-    def _gpu_bytes(unit: Unit, held: int, moved: int, tier: Tier) -> int:
-        """What a part takes of the GPU's memory: all of it, or a buffer. A tied output head brings its own copy."""
-        if tier is not Tier.GPU:
-            return min(moved, held)
-        return max(held, unit.active_bytes) if unit.kind is UnitKind.OUTPUT else held
 
     def _kv_options(self, layer: int, places: Places) -> Iterator[Option]:
         """Where a layer's KV cache could lie: attention is computed there."""
@@ -206,6 +216,11 @@ class _Maker:
 
     def _link_seconds(self, num_bytes: int) -> float:
         return num_bytes / self._machine.gpu.link_to_bytes_per_s if self._machine.gpu else 0.0
+
+
+def _gpu_bytes(unit: Unit, held: int) -> int:
+    """What a part takes of the GPU's memory that lies there; a tied output head brings its own copy."""
+    return max(held, unit.active_bytes) if unit.kind is UnitKind.OUTPUT else held
 
 
 def _ordered(places: Places) -> list[tuple[Tier, Device]]:

@@ -11,13 +11,17 @@ made. Source: llama.cpp's `common/arg.cpp` and `src/llama-model.cpp`.
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+from cpu_kernels.kv_policy import EDGE_TYPE
+from cpu_kernels.kv_types import KVType
 from offload.remote_file import HUB_PREFIX
 from offload.tiers import Device, Tier
+from planner.hybrid_hits import evened_slots
+from planner.kv import LLAMA_CPP_TYPES
 from planner.model_shape import UnitKind
 from planner.plan import Placement, Plan
 
-KV_TYPES = {"float16": "f16", "float32": "f32"}
 # Tensors of a unit, as llama.cpp matches them: by a regular expression found anywhere in the name. A router, which is
 # small, goes with its layer.
 _TENSORS = {
@@ -26,6 +30,8 @@ _TENSORS = {
     UnitKind.EXPERTS: r"ffn_(up|down|gate|gate_up)_(ch|)exps",
     UnitKind.SHARED_EXPERT: r"ffn_.*shexp",
 }
+
+Unit = tuple[int | None, UnitKind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class LlamaCppFlags:
     gpu_layers: int  # the output counts as one, and is the first to go there
     cpu_expert_layers: int  # the first layers whose experts stay in RAM
     cpu_tensors: tuple[str, ...]  # regular expressions of further tensors that stay in RAM
-    kv_type: str
+    key_type: str
+    value_type: str
     threads: int
     context_tokens: int
     batch_tokens: int  # of a prompt in one step
@@ -52,7 +59,7 @@ class LlamaCppFlags:
         """The flags with their values, for llama-cli and llama-server alike."""
         moe = ("--n-cpu-moe", str(self.cpu_expert_layers)) if self.cpu_expert_layers else ()
         tensors = ("-ot", ",".join(f"{pattern}=CPU" for pattern in self.cpu_tensors)) if self.cpu_tensors else ()
-        kv = ("-ctk", self.kv_type, "-ctv", self.kv_type)
+        kv = ("-ctk", self.key_type, "-ctv", self.value_type)
         batch = str(self.batch_tokens)
         numbers = ("-t", str(self.threads), "-c", str(self.context_tokens), "-b", batch, "-ub", batch)
         return (*self._model_arguments(), "-ngl", str(self.gpu_layers), *moe, *tensors, *kv, *numbers)
@@ -71,7 +78,7 @@ class LlamaCppFlags:
 
 def llama_cpp_flags(plan: Plan) -> LlamaCppFlags:
     """The flags nearest to `plan`."""
-    on_gpu = _units_on_gpu(plan.placements)
+    on_gpu = _with_slots(plan, _units_on_gpu(plan.placements))
     layers = plan.model.block_count
     first = min((layer for (layer, _), here in on_gpu.items() if here and layer is not None), default=layers)
     output = on_gpu.get((None, UnitKind.OUTPUT), False)
@@ -90,22 +97,37 @@ def llama_cpp_flags(plan: Plan) -> LlamaCppFlags:
         gpu_layers=layers - first + 1 if first < layers else int(output),
         cpu_expert_layers=moe,
         cpu_tensors=tuple(pattern for pattern in patterns if pattern),
-        kv_type=KV_TYPES[plan.settings.kv_dtype],
+        key_type=_nearest(plan.settings.cache_type_k).value,
+        value_type=_nearest(plan.settings.cache_type_v).value,
         threads=plan.settings.threads,
         context_tokens=plan.settings.context_tokens,
         batch_tokens=plan.settings.prefill_chunk_tokens,
         mmap=any(placement.tier is Tier.FLASH for placement in plan.placements),
-        unlike=tuple(_unlike(plan.placements, on_gpu)),
+        unlike=tuple(chain(_unlike(plan, on_gpu), _unlike_kv(plan))),
     )
 
 
-def _units_on_gpu(placements: Sequence[Placement]) -> dict[tuple[int | None, UnitKind], bool]:
+def _units_on_gpu(placements: Sequence[Placement]) -> dict[Unit, bool]:
     """Whether all of a unit, every class of its experts, lies in GPU memory."""
-    units: dict[tuple[int | None, UnitKind], bool] = {}
+    units: dict[Unit, bool] = {}
     for placement in placements:
         key = placement.layer, placement.kind
         units[key] = units.get(key, True) and placement.tier is Tier.GPU
     return units
+
+
+def _with_slots(plan: Plan, on_gpu: dict[Unit, bool]) -> dict[Unit, bool]:
+    """`on_gpu`, with the experts of as many of the last layers there as slots that experts share could hold."""
+    count = plan.model.expert_count
+    sharing = [
+        layer
+        for (layer, kind), here in on_gpu.items()
+        if kind is UnitKind.EXPERTS and not here and on_gpu.get((layer, UnitKind.ROUTER), False)
+    ]
+    resident = sum(here for (_, kind), here in on_gpu.items() if kind is UnitKind.EXPERTS)
+    whole = max(plan.settings.gpu_slots // count - resident, 0) if count else 0
+    moved = sharing[len(sharing) - whole :]
+    return on_gpu | {(layer, UnitKind.EXPERTS): True for layer in moved}
 
 
 def _first_expert_layers(held_back: Mapping[tuple[int, UnitKind], bool], first: int) -> int:
@@ -124,8 +146,25 @@ def _pattern(kind: UnitKind, layers: Sequence[int]) -> str:
     return rf"blk\.({'|'.join(str(layer) for layer in sorted(layers))})\.{_TENSORS[kind]}" if layers else ""
 
 
-def _unlike(placements: Sequence[Placement], on_gpu: Mapping[tuple[int | None, UnitKind], bool]) -> Iterator[str]:
+def _nearest(kind: KVType) -> KVType:
+    """llama.cpp's type of as many bits, or the smallest it has."""
+    return kind if kind in LLAMA_CPP_TYPES else KVType.Q4_0
+
+
+def _unlike_kv(plan: Plan) -> Iterator[str]:
+    """Where the types of the KV cache differ."""
+    types = plan.settings.cache_type_k, plan.settings.cache_type_v
+    for kind in dict.fromkeys(kind for kind in types if kind not in LLAMA_CPP_TYPES):
+        yield f"llama.cpp has no {kind}: it keeps keys or values as {_nearest(kind)} instead"
+    if any(kind.bits < EDGE_TYPE.bits for kind in types):
+        yield f"llama.cpp keeps every layer so, first and last too, which the plan keeps as {EDGE_TYPE}"
+
+
+def _unlike(plan: Plan, on_gpu: Mapping[Unit, bool]) -> Iterator[str]:
     """Where llama.cpp does otherwise, in a line each."""
+    placements = plan.placements
+    if evened_slots(plan):
+        yield "llama.cpp holds whole layers of experts on the GPU, where the plan has slots for those used most"
     if any(placement.tier is Tier.FLASH for placement in placements):
         yield "llama.cpp has no placement on flash: what does not fit is paged in from the mapped file"
     if any(placement.tier is not Tier.GPU and placement.device is Device.GPU for placement in placements):

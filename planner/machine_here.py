@@ -43,9 +43,9 @@ def gpu_here(profile: Profile, memory_bytes: int = 0) -> Gpu | None:
         read_bytes_per_s=rates.matvec_bytes_per_s,
         flops_per_s=rates.matmul_flops_per_s,
         launch_s=rates.op_overhead_s,
-        link_to_bytes_per_s=LINK_BYTES_PER_S,
-        link_from_bytes_per_s=LINK_BYTES_PER_S,
-        handover_s=HANDOVER_S,
+        link_to_bytes_per_s=rates.link_to_bytes_per_s or LINK_BYTES_PER_S,
+        link_from_bytes_per_s=rates.link_from_bytes_per_s or LINK_BYTES_PER_S,
+        handover_s=rates.handover_s or HANDOVER_S,
     )
 
 

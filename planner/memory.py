@@ -9,7 +9,7 @@ from dataclasses import replace
 from cpu_kernels.quant_types import quant_type
 from offload.tiers import Device
 from planner.budget import MIB, Budget
-from planner.model_shape import KV_ELEMENT_BYTES, ModelShape, Unit
+from planner.model_shape import PREFILL_TOKENS, ModelShape, Unit
 from planner.plan import MemoryNeeds, Needs, WeightsForm
 
 # Python, numpy, torch and what the command imports: 222 MiB resident on Linux before a model is loaded (torch 2.13).
@@ -27,10 +27,11 @@ UNIT_WEIGHTS = 1 << 24  # that the executor makes float32 at a time
 ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
 MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
 FLOAT32_BYTES = 4
+HALF_BYTES = 2
 # The same for weights packed for the CPU's kernels, without torch: at most 240 MiB resident with the demo model (15).
 PACKED_PROCESS_BYTES = 205 * MIB
 PACKED_BUFFERS_BYTES = 40 * MIB
-PROGRAM_CHUNK_TOKENS = 256
+PROGRAM_CHUNK_TOKENS = PREFILL_TOKENS
 PROGRAM_LOGITS_TOKENS = 16
 # Bits a weight of types whose panels are larger than the file's blocks; others take the file's bytes.
 PACKED_BITS = {
@@ -90,7 +91,7 @@ def activations_bytes(shape: ModelShape, context_tokens: int, chunk_tokens: int)
     hidden = 8 * tokens * shape.embedding_length
     ffn = 3 * tokens * shape.feed_forward_length
     scores = 3 * pairs * heads
-    keys_values = context_tokens * max(shape.kv_bytes_per_layer, default=0) // KV_ELEMENT_BYTES
+    keys_values = context_tokens * max(shape.kv_bytes_per_layer, default=0) // HALF_BYTES  # float16
     logits = 8 * shape.vocab_size
     return FLOAT32_BYTES * (hidden + ffn + scores + keys_values + logits) + MASK_BYTES * pairs
 
@@ -115,7 +116,7 @@ def memory_needs(
     is_packed = form is WeightsForm.PACKED
     held = MemoryNeeds(
         weights_bytes=weights_bytes(shape, form),
-        kv_bytes=shape.kv_bytes_per_token * context_tokens,
+        kv_bytes=shape.kv_bytes_per_token * context_tokens + shape.kv_window_bytes,
         activations_bytes=packed_activations_bytes(shape, min(PROGRAM_CHUNK_TOKENS, context_tokens))
         if is_packed
         else activations_bytes(shape, context_tokens, chunk_tokens),

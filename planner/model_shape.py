@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cpu_kernels.kv_policy import KVPolicy, token_bytes, window_bytes
 from offload.errors import ModelFormatError, PlanError
 from offload.gguf import GGUFFile, TensorInfo
 
-KV_ELEMENT_BYTES = 2  # float16
+PREFILL_TOKENS = 256  # most that the programs read of a prompt at a time
 _MAX_LAYERS = 1 << 16
 _MAX_WIDTH = 1 << 31
 
@@ -71,12 +72,13 @@ class ModelShape:
     vocab_size: int
     expert_count: int
     expert_used_count: int
-    kv_bytes_per_layer: tuple[int, ...]  # of one token: K and V in float16
+    kv_bytes_per_layer: tuple[int, ...]  # of one token: K and V in the types they are kept in
     num_parameters: int
     active_parameters: int
     largest_tensor_weights: int  # all experts, where they are stacked
     weights_by_type: tuple[tuple[str, int], ...]  # quant type name -> weights, largest first
     tied_output: bool
+    kv_window_bytes: int = 0  # of the newest keys of all layers, beside them, while a prompt is read
     merge_count: int = 0  # of the vocabulary, where it is of the kind that has merges
 
     @property
@@ -103,8 +105,8 @@ class ModelShape:
         return sum(unit.active_weights for unit in self.units)
 
     @classmethod
-    def from_gguf(cls, gguf: GGUFFile) -> "ModelShape":
-        """The shape of an open model; PlanError for a vocabulary alone, ModelFormatError for absurd metadata."""
+    def from_gguf(cls, gguf: GGUFFile, kv: KVPolicy | None = None) -> "ModelShape":
+        """The shape of an open model that keeps keys and values by `kv`, in float16 without; PlanError for a vocabulary alone, ModelFormatError for absurd metadata."""
         if not gguf.tensors:
             raise PlanError(
                 f"{gguf.path} holds a vocabulary alone: it has no weights that could be placed",
@@ -117,6 +119,7 @@ class ModelShape:
         expert_used_count = gguf.get_int(f"{arch}.expert_used_count", 0, minimum=0, maximum=expert_count)
         head_count = max(_per_layer(gguf, f"{arch}.attention.head_count", block_count, default=1), default=1)
         units = _units(list(gguf.tensors.values()), expert_count, expert_used_count)
+        kv_layers = _kv_layers(gguf, block_count, embedding_length, head_count, kv or KVPolicy())
         by_type: dict[str, int] = {}
         for tensor in gguf.tensors.values():
             by_type[tensor.quant_type.name] = by_type.get(tensor.quant_type.name, 0) + tensor.num_elements
@@ -131,7 +134,8 @@ class ModelShape:
             vocab_size=_vocab_size(gguf),
             expert_count=expert_count,
             expert_used_count=expert_used_count,
-            kv_bytes_per_layer=_kv_bytes_per_layer(gguf, block_count, embedding_length, head_count),
+            kv_bytes_per_layer=tuple(num_bytes for num_bytes, _ in kv_layers),
+            kv_window_bytes=sum(window for _, window in kv_layers),
             num_parameters=sum(unit.num_weights for unit in units),
             active_parameters=sum(min(unit.active_weights, unit.num_weights) for unit in units),
             largest_tensor_weights=max(tensor.num_elements for tensor in gguf.tensors.values()),
@@ -246,13 +250,21 @@ def _feed_forward_length(gguf: GGUFFile, block_count: int, expert_used_count: in
     return max(dense, (expert or dense) * expert_used_count, shared)
 
 
-def _kv_bytes_per_layer(gguf: GGUFFile, block_count: int, embedding_length: int, head_count: int) -> tuple[int, ...]:
+def _kv_layers(
+    gguf: GGUFFile, block_count: int, embedding_length: int, head_count: int, kv: KVPolicy
+) -> list[tuple[int, int]]:
+    """Bytes of a token's keys and values, and of the newest keys beside them, in every layer."""
     arch = gguf.architecture
     heads = _per_layer(gguf, f"{arch}.attention.head_count_kv", block_count, default=head_count)
     length = embedding_length // max(head_count, 1)
     key_length = gguf.get_int(f"{arch}.attention.key_length", length, minimum=0, maximum=_MAX_WIDTH)
     value_length = gguf.get_int(f"{arch}.attention.value_length", length, minimum=0, maximum=_MAX_WIDTH)
-    return tuple(KV_ELEMENT_BYTES * count * (key_length + value_length) for count in heads)
+    sizes = []
+    for layer, count in enumerate(heads):
+        key, value = kv.of_layer(layer, block_count)
+        window = window_bytes(key, count, key_length, PREFILL_TOKENS) if key_length else 0
+        sizes.append((token_bytes(key, value, count, key_length, value_length), window))
+    return sizes
 
 
 def _vocab_size(gguf: GGUFFile) -> int:

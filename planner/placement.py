@@ -19,7 +19,8 @@ class Option:
 
     `load_s` is time on the lane that brings `load_bytes` (expected, per step) to where it is computed: flash to RAM,
     RAM to GPU, or both ways in turn; 0 where the item is resident. `link_s` is the part of it that is spent on the
-    link behind a read from flash. Held bytes include buffers to load into. `bound_by` takes most of `compute_s`.
+    link behind a read from flash. Buffers to load into are shared, and no part of the held bytes. `bound_by` takes most
+    of `compute_s`.
     """
 
     tier: Tier

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
 from cpu_kernels.tuning import Tuning
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.tiers import Device, Tier
 from planner import document
 from planner.budget import Budget
+from planner.gpu_choice import is_simulated
+from planner.kv import check_kv
 from planner.model_shape import UnitKind
 from planner.profile import Residual
 
-FORMAT_VERSION = 4
-KV_DTYPE = "float16"
+FORMAT_VERSION = 6
 
 
 class Objective(StrEnum):
@@ -75,11 +78,15 @@ class PlannedModel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMachine:
-    """The machine a plan is for. Only plans for the machine they were made on (`here`) can be run by."""
+    """The machine a plan is for. Only plans for the machine they were made on (`here`) can be run by.
+
+    `gpu` names the GPU that the plan uses, and says "simulated" where it is; None where it uses none.
+    """
 
     name: str
     source: str
     here: bool
+    gpu: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +109,18 @@ class Settings:
     prefill_chunk_tokens: int
     threads: int
     weights_form: WeightsForm
-    kv_dtype: str
     loop: str
-    device: str  # the torch device of units that are computed on the GPU, else "cpu"
+    device: str  # of units computed on the GPU: torch's name, or a simulated one's description; else "cpu"
     stream_slots: int = 0  # places in RAM for experts, or a dense model's layers, that flash brings; 0: RAM has all
+    gpu_slots: int = 0  # places in the GPU's memory for experts, of all layers together
     tuning: Tuning | None = None  # the kernels of packed weights; None: the usual ones
+    cache_type_k: KVType = KVType.F16  # of all layers but the first and the last, which have at least 8 bits
+    cache_type_v: KVType = KVType.F16
+
+    @property
+    def kv(self) -> KVPolicy:
+        """What layers keep keys and values in."""
+        return KVPolicy(self.cache_type_k, self.cache_type_v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +176,7 @@ class Prediction:
     prompt_tokens: int  # that `ttft_s` and `prefill_tokens_per_s` are for
     decode_correction: Residual
     prefill_correction: Residual
-    hit_rate: float | None = None  # of experts that a decoded token uses, how many are in RAM; None without streaming
+    hit_rate: float | None = None  # of experts that a token uses, those in slots of RAM or GPU; None without slots
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction as JSON types."""
@@ -178,6 +192,7 @@ class Measurement:
     ttft_s: float | None
     peak_ram_bytes: int
     prompt_tokens: int | None = None  # that were computed, not taken from a cache
+    peak_gpu_bytes: int | None = None
     hit_rate: float | None = None
     bottleneck: Bottleneck | None = None  # always None: a run does not tell what it was bound by
 
@@ -200,6 +215,11 @@ class Plan:
     needs: Needs
     predicted: Prediction
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the GPU of the plan is simulated: then so are its speeds."""
+        return is_simulated(self.settings.device)
 
     def to_json(self) -> str:
         """The plan as a JSON document."""
@@ -251,12 +271,10 @@ class Plan:
         for name in ("context_tokens", "prefill_chunk_tokens", "threads"):
             if getattr(settings, name) < 1:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
-        if settings.stream_slots < 0:
-            raise PlanError(f"settings.stream_slots is {settings.stream_slots}; it must be at least 0")
-        if settings.kv_dtype != KV_DTYPE:
-            raise PlanError(
-                f"settings.kv_dtype is {settings.kv_dtype!r}; this version keeps keys and values as {KV_DTYPE}"
-            )
+        for name in ("stream_slots", "gpu_slots"):
+            if getattr(settings, name) < 0:
+                raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 0")
+        check_kv(settings.kv, settings.loop)
         self._check_memories()
 
     def _check_memories(self) -> None:

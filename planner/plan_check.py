@@ -6,11 +6,12 @@ Each refusal names the field, what is wrong with it, and what would be right. Kn
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.tiers import Device
+from planner.hybrid_check import check_split, split_bytes, split_needs
 from planner.memory import memory_needs
 from planner.model_shape import ModelShape
 from planner.plan import Plan
 from planner.streamed import streamed_needs
-from planner.ways import EXECUTED, held_units, tier_of
+from planner.ways import EXECUTED, HYBRID, held_units, tier_of
 
 
 def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
@@ -44,11 +45,16 @@ def _check_way(plan: Plan, shape: ModelShape) -> None:
             f"settings.weights_form is {settings.weights_form.value}; the {settings.loop} loop on {settings.device} "
             f"takes {' or '.join(forms)}"
         )
+    if settings.gpu_slots and settings.loop != HYBRID:
+        raise PlanError(f"settings.gpu_slots is {settings.gpu_slots}; the {settings.loop} loop has none")
     way = next((way for way in ways if way.streams == bool(settings.stream_slots)), None)
     if way is None:
         raise PlanError(
             f"settings.stream_slots is {settings.stream_slots}; the {settings.loop} loop on {settings.device} has none"
         )
+    if settings.loop == HYBRID:
+        check_split(plan, shape)
+        return
     for index, placement in enumerate(plan.placements):
         tier = tier_of(shape, way, placement.unit)
         if (placement.tier, placement.device) != (tier, device):
@@ -63,8 +69,11 @@ def _check_way(plan: Plan, shape: ModelShape) -> None:
 def _check_units(plan: Plan, shape: ModelShape) -> None:
     """PlanError where the placements are not the model's units, or their bytes not those of the settings."""
     settings = plan.settings
-    units = held_units(shape, settings.weights_form, settings.context_tokens)
-    right = {name: num_bytes for name, _, num_bytes in units}
+    if settings.loop == HYBRID:
+        right = split_bytes(plan, shape)
+    else:
+        units = held_units(shape, settings.weights_form, settings.context_tokens)
+        right = {name: num_bytes for name, _, num_bytes in units}
     for index, placement in enumerate(plan.placements):
         where = f"placements[{index}]"
         if placement.unit not in right:
@@ -87,7 +96,9 @@ def _check_needs(plan: Plan, shape: ModelShape) -> None:
     """PlanError where the settings take more memory than the plan says."""
     settings = plan.settings
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
-    if settings.stream_slots:
+    if settings.loop == HYBRID:
+        right = split_needs(plan, shape)
+    elif settings.stream_slots:
         right = streamed_needs(shape, plan.budget, **tokens, slots=settings.stream_slots)
     else:
         device = Device.CPU if settings.device == "cpu" else Device.GPU

@@ -6,11 +6,13 @@ elsewhere carries its description instead.
 
 from dataclasses import dataclass
 
+from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.reference.dequantize import dequantizable
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.errors import RequestError, UnsupportedModelError
 from offload.gguf import GGUFFile
 from planner.budget import Budget
+from planner.kv import check_kv
 from planner.machine import Machine
 from planner.model_shape import ModelShape
 from planner.plan import Objective, PlannedModel
@@ -30,6 +32,7 @@ class Wish:
     prompt_tokens: int | None = None  # that speed is predicted for
     loop: str = AUTO
     objective: Objective = Objective.LATENCY
+    kv: KVPolicy = KVPolicy()
 
     def check(self) -> None:
         """RequestError for what no plan could have."""
@@ -41,6 +44,7 @@ class Wish:
             raise RequestError(f"a prompt of {self.prompt_tokens} tokens: it must be at least 1")
         if self.loop not in WAYS:
             raise RequestError(f"there is no loop {self.loop!r}", hint=f"choose one of {', '.join(WAYS)}")
+        check_kv(self.kv, self.loop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Question:
 def ask(gguf: GGUFFile, budget: Budget, place: Here | Machine, wish: Wish) -> Question:
     """The question of where `gguf` runs; RequestError, or UnsupportedModelError for a type without kernels."""
     wish.check()
-    shape = ModelShape.from_gguf(gguf)
+    shape = ModelShape.from_gguf(gguf, wish.kv)
     if wish.loop != LLAMA_CPP:
         _check_types(gguf)
     model = PlannedModel(

@@ -20,7 +20,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_PROMPT_TOKENS = 128
 PREFILL_CHUNK_TOKENS = 512
 MIN_CHUNK_TOKENS = 32
-AUTO, PROGRAM, SEQUENTIAL, LLAMA_CPP = "auto", "program", "sequential", "llama.cpp"
+AUTO, HYBRID, PROGRAM, SEQUENTIAL, LLAMA_CPP = "auto", "hybrid", "program", "sequential", "llama.cpp"
 _CONTEXT_STEP = 64
 
 
@@ -39,8 +39,10 @@ class Way:
         return Tier.GPU if self.device is Device.GPU else Tier.RAM
 
 
+HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED)  # parts on the GPU, parts on the CPU: see `planner.hybrid`
 # Of each device the quickest way first, the one that needs least RAM last.
 EXECUTED = (
+    HYBRID_WAY,
     Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED, streams=True),
@@ -51,8 +53,8 @@ EXECUTED = (
 )
 # What may be asked for, and how it can be done.
 WAYS: Mapping[str, tuple[Way, ...]] = {
-    AUTO: EXECUTED[:3],
-    **{loop: tuple(way for way in EXECUTED if way.loop == loop) for loop in (PROGRAM, SEQUENTIAL, LLAMA_CPP)},
+    AUTO: tuple(way for way in EXECUTED if way.loop in (HYBRID, PROGRAM)),
+    **{loop: tuple(way for way in EXECUTED if way.loop == loop) for loop in (HYBRID, PROGRAM, SEQUENTIAL, LLAMA_CPP)},
 }
 
 
@@ -65,6 +67,8 @@ class Fit:
     chunk_tokens: int
     needs: Needs
     stream_slots: int = 0
+    gpu_slots: int = 0
+    placements: tuple[Placement, ...] = ()  # of a hybrid: others hold all in one way
 
 
 def ways_for(loop: str, shape: ModelShape, *, has_gpu: bool) -> tuple[Way, ...]:
@@ -144,7 +148,7 @@ def held_units(shape: ModelShape, form: WeightsForm, context_tokens: int) -> Ite
 
 def placements(shape: ModelShape, fit: Fit) -> tuple[Placement, ...]:
     """Every unit, and the KV cache of every layer, where `fit` holds and computes them."""
-    return tuple(
+    return fit.placements or tuple(
         Placement(name, kind, layer_of(name), num_bytes, tier_of(shape, fit.way, name), fit.way.device)
         for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens)
     )

@@ -10,11 +10,14 @@ from offload.errors import RequestError
 from offload.tiers import Device, Tier
 from planner.budget import format_size
 from planner.figures import duration
+from planner.hybrid import hybrid_choice
+from planner.hybrid_parts import part_of
 from planner.placement import Assignment, PlacementProblem
 from planner.plan import Objective, Plan, WeightsForm
 from planner.question import Question
 from planner.simulate import step_seconds
 from planner.spread import assignment_of, machine_of, spread_of
+from planner.ways import HYBRID
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +36,30 @@ class Choice:
 
 
 def why(question: Question, plan: Plan, unit: str) -> tuple[Choice, ...]:
-    """The options of `unit`, or of all classes of its experts; RequestError for a unit that the model does not have."""
-    problem = decode_problem(question, plan)
-    assignment = assignment_of(problem, plan.placements)
+    """The options of `unit`, or of all classes of its experts; RequestError for a unit that the model does not have.
+
+    In a hybrid plan units that go together are one: the KV cache of a layer with its attention, say.
+    """
+    problem, assignment = decode_step(question, plan)
     names = [item.name for item in problem.items]
-    positions = [index for index, name in enumerate(names) if unit in (name, name.partition("#")[0])]
+    name = part_of(question.shape, unit) if plan.settings.loop == HYBRID else unit
+    positions = [index for index, each in enumerate(names) if name in (each, each.partition("#")[0])]
     if not positions:
         examples = [name for item, name in zip(problem.items, names, strict=True) if item.layer in (None, 0)]
         raise RequestError(f"the model has no unit {unit!r}", hint=f"its units are {', '.join(examples)} and so on")
     return tuple(choice for index in positions for choice in _choices(plan, problem, assignment, index))
 
 
-def decode_problem(question: Question, plan: Plan) -> PlacementProblem:
-    """The placement problem of one token's step under the settings of `plan`, with all that the machine has."""
+def decode_step(question: Question, plan: Plan) -> tuple[PlacementProblem, Assignment]:
+    """The problem of one token's step under the settings of `plan`, and its answer: with all that the machine has, or,
+    of a hybrid, with all that this version executes.
+    """
     machine = machine_of(question)
-    device = "cpu" if machine.gpu is None else "gpu"
-    settings = replace(plan.settings, device=device, weights_form=WeightsForm.PACKED)
-    return spread_of(question, machine, settings, Objective.LATENCY).problem
+    if plan.settings.loop == HYBRID:
+        return hybrid_choice(question, machine, plan)
+    settings = replace(plan.settings, device="cpu" if machine.gpu is None else "gpu", weights_form=WeightsForm.PACKED)
+    problem = spread_of(question, machine, settings, Objective.LATENCY).problem
+    return problem, assignment_of(problem, plan.placements)
 
 
 def _choices(plan: Plan, problem: PlacementProblem, assignment: Assignment, index: int) -> Iterator[Choice]:
@@ -79,6 +89,6 @@ def _against(plan: Plan, problem: PlacementProblem, assignment: Assignment, chan
     later = step_seconds(problem, changed) - step_seconds(problem, assignment)
     if later > 0:
         return f"a token would take {duration(later)} longer"
-    if plan.machine.here:
+    if plan.machine.here and plan.settings.loop != HYBRID:
         return f"a token would take {duration(-later)} less, but this version does not execute it yet"
     return "no quicker" if later == 0 else f"a token would take {duration(-later)} less, but other steps longer"

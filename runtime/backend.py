@@ -1,23 +1,35 @@
-"""The one place that turns a plan into an executor: strata's programs, its reference loop, or llama.cpp.
+"""The one place that turns a plan into an executor: strata's programs, with a GPU or without, its reference loop, or
+llama.cpp.
 
 Each loop brings libraries that take their time to import, so each is imported when a plan names it.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from cpu_kernels.tuning import Tuning
-from offload.errors import PlanError
+from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
+from planner.hybrid import brought_slots
+from planner.hybrid_memory import kv_tokens
+from planner.hybrid_rates import expert_rates
+from planner.hybrid_split import split_of
+from planner.model_shape import ModelShape
 from planner.plan import Plan, Settings, WeightsForm
 from planner.profile import stores_folder
-from planner.ways import LLAMA_CPP, PROGRAM, SEQUENTIAL
+from planner.solve import question_of
+from planner.spread import machine_of
+from planner.ways import HYBRID, LLAMA_CPP, PROGRAM, SEQUENTIAL
 from runtime.architectures import Model, describe
 from runtime.executor.base import Executor
 
 if TYPE_CHECKING:
     from cpu_kernels.isa import ISA
+    from gpu_kernels.kernels import Kernels
+    from runtime.executor.hybrid.executor import HybridExecutor
+    from runtime.executor.hybrid.rates import HybridRates
 
 log = logging.getLogger("strata.backend")
 
@@ -34,6 +46,8 @@ def make_executor(gguf: GGUFFile, plan: Plan, *, on_load: Progress | None) -> Ex
         from runtime.executor.llama_cpp import LlamaCppExecutor  # noqa: PLC0415
 
         return LlamaCppExecutor(gguf, plan)
+    if plan.settings.loop == HYBRID:
+        return hybrid_executor(gguf, plan, on_load=on_load)
     loops = {PROGRAM: _program, SEQUENTIAL: _sequential}
     make = loops.get(plan.settings.loop)
     if make is None:
@@ -42,6 +56,61 @@ def make_executor(gguf: GGUFFile, plan: Plan, *, on_load: Progress | None) -> Ex
             hint="plan again with `strata plan`",
         )
     return make(gguf, describe(gguf), plan.settings, on_load)
+
+
+def hybrid_executor(
+    gguf: GGUFFile, plan: Plan, *, on_load: Progress | None = None, kernels: "Kernels | None" = None
+) -> "HybridExecutor":
+    """The executor of a hybrid plan, loaded and warm; `kernels` in place of those that suit the GPU.
+
+    DeviceError where there is no such GPU; else as `make_executor`.
+    """
+    from cpu_kernels.isa import current as current_isa  # noqa: PLC0415
+    from gpu_kernels.devices import open_device  # noqa: PLC0415 - brings torch
+    from runtime.executor.hybrid.executor import HybridExecutor  # noqa: PLC0415 - brings torch, llvmlite and numba
+    from runtime.executor.hybrid.placement import HybridPlacement  # noqa: PLC0415
+
+    model, settings, isa = describe(gguf), plan.settings, current_isa()
+    shape = ModelShape.from_gguf(gguf)
+    split = split_of(shape, plan.placements, settings.gpu_slots)
+    room = plan.budget.gpu_bytes - plan.needs.gpu.process_bytes
+    try:
+        device = open_device(settings.device, limit_bytes=room)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise DeviceError(f"{settings.device} cannot be used: {error}", hint="run it with --gpu off") from error
+    executor = HybridExecutor(
+        model,
+        gguf,
+        HybridPlacement(
+            attention=split.attention,
+            feed_forward=split.feed_forward,
+            output=split.output,
+            resident=split.resident,
+            expert_slots=split.slots,
+            seeds=split.seeds(shape),
+            brought_slots=brought_slots(shape, plan.budget, split),
+        ),
+        device,
+        threads=settings.threads,
+        chunk_tokens=settings.prefill_chunk_tokens,
+        context_tokens=kv_tokens(settings.context_tokens),
+        isa=isa,
+        tuning=_followed(settings.tuning, isa),
+        kernels=kernels,
+        rates=_hybrid_rates(gguf, plan),
+        on_load=on_load,
+    )
+    executor.warm_up()
+    return executor
+
+
+def _hybrid_rates(gguf: GGUFFile, plan: Plan) -> "HybridRates | None":
+    """By which experts are brought to the GPU for a step; None where there are none to be brought."""
+    from runtime.executor.hybrid.rates import HybridRates  # noqa: PLC0415
+
+    question = question_of(plan, gguf)
+    rates = expert_rates(question.shape, machine_of(question), plan.settings.threads)
+    return None if rates is None or not plan.settings.gpu_slots else HybridRates(*astuple(rates))
 
 
 def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress | None) -> Executor:
@@ -56,14 +125,15 @@ def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress
     if not settings.stream_slots:
         weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, tuning=tuning)
         weights.load(on_load)
-        executor = ProgramExecutor(model, weights, threads=settings.threads)
+        executor = ProgramExecutor(model, weights, threads=settings.threads, kv_policy=settings.kv)
     else:
         source = stored_bundles(gguf, model, isa, stores_folder(), tuning) or GGUFBundles(gguf, model, isa, tuning)
         streamed = StreamedWeights(source, model, isa, slots=settings.stream_slots, tuning=tuning)
         weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed, tuning=tuning)
         weights.load(on_load)
         chunk = settings.prefill_chunk_tokens
-        executor = ProgramExecutor(model, weights, threads=settings.threads, chunk_tokens=chunk)
+        options = {"threads": settings.threads, "chunk_tokens": chunk}
+        executor = ProgramExecutor(model, weights, **options, kv_policy=settings.kv)
     executor.warm_up()
     return executor
 

@@ -4,6 +4,7 @@ Knows nothing of the terminal. A test is `ppN` (a prompt of N tokens is read), `
 one), each after `depth` tokens of context; random token ids, so that no text decides the figures.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from offload.cache_counts import CacheCounts
 from offload.errors import RequestError
 from runtime.engine import Engine
 from runtime.executor.base import KVHandle, Step
+from runtime.sampler import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,45 @@ def measure(
     return [BenchResult(test, tuple(samples)) for samples in rates]
 
 
+def measure_drafted(
+    engine: Engine, test: BenchTest, *, repetitions: int, on_repetition: Callable[[int, int], None]
+) -> BenchResult:
+    """Speed of answering with the engine's drafts: greedy tokens behind random ones, as many as the test generates.
+
+    The answer's text decides what lookup finds; end-of-generation tokens are never drawn.
+    """
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, engine.tokenizer.vocab_size, max(test.depth, 1)).tolist()
+    sampling = SamplingParams(temperature=0, logit_bias=dict.fromkeys(engine.tokenizer.eog_ids, -math.inf))
+    speeds = []
+    for repetition in range(repetitions + 1):
+        for _ in engine.generate(ids, max_tokens=test.generated_tokens, sampling=sampling):
+            pass
+        speed = engine.measured.decode_tokens_per_s if engine.measured is not None else None
+        if speed is None:
+            raise RequestError(f"{test.name} is too short for drafts", hint="give -n 16 or more")
+        if repetition:
+            speeds.append(speed)
+        on_repetition(repetition, repetitions)
+    return BenchResult(test, tuple(speeds))
+
+
+def draft_columns(engine: Engine, *, drafted: bool) -> dict[str, Any]:
+    """What a table with drafts has besides: of the last answer where it was `drafted`, else empty."""
+    totals = engine.speculation.totals if engine.speculation is not None and drafted else None
+    return {
+        "draft": totals.draft if totals is not None else None,
+        "acceptance_rate": totals.acceptance_rate if totals is not None else None,
+        "tokens_per_pass": totals.tokens_per_pass if totals is not None else None,
+    }
+
+
+def stream_columns(engine: Engine, before: CacheCounts | None) -> dict[str, Any]:
+    """What a table has besides for a model that is streamed from flash: of all that was run since `before`."""
+    counts = engine.cache_counts
+    return counts.since(before).as_dict() if counts is not None and before is not None else {}
+
+
 def as_row(engine: Engine, result: BenchResult, peer: BenchResult | None = None) -> dict[str, Any]:
     """The result with llama-bench's column names; with a peer its speed, and the median ratio of the pairs."""
     plan = engine.plan
@@ -88,7 +130,8 @@ def as_row(engine: Engine, result: BenchResult, peer: BenchResult | None = None)
         "model_type": plan.model.architecture,
         "model_size": plan.model.byte_size,
         "model_n_params": plan.model.num_parameters,
-        "backend": plan.settings.loop,
+        "backend": f"{plan.settings.loop} (simulated GPU)" if plan.is_simulated else plan.settings.loop,
+        "gpu_info": plan.machine.gpu or "",
         "n_threads": plan.settings.threads,
         "n_prompt": result.test.prompt_tokens,
         "n_gen": result.test.generated_tokens,

@@ -81,6 +81,17 @@ class Conversation:
         """Keep what the assistant said, also when it was cut short."""
         self.messages.append({"role": "assistant", "content": text.strip()})
 
+    def resume(self, messages: Sequence[Message]) -> None:
+        """Go on from an earlier conversation's messages; RequestError if they begin with another system message."""
+        earlier = [message for message in messages[:1] if message["role"] == "system"]
+        if self._system and messages and earlier != self._system:
+            raise RequestError(
+                "this conversation began with another system message, or none",
+                hint="leave out --system, or begin another session",
+            )
+        self._system = self._system or earlier
+        self.messages = list(messages) if messages else list(self._system)
+
     def clear(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self._system)

@@ -6,39 +6,46 @@ run beside it; the KV caches of all sequences together hold at most the plan's c
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
 from offload.cache_counts import CacheCounts
-from offload.closing import Closing
+from offload.closing import Closing, closed_on_error
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from offload.routing_trace import TraceRecorder, model_name
 from planner.budget import Budget
 from planner.cost import record_run
+from planner.gpu_choice import FOUND
+from planner.kv import kv_type
 from planner.plan import Measurement, Plan
 from planner.plan_check import check_runnable
 from planner.solve import AUTO, plan_here
 from runtime.backend import make_executor
 from runtime.chat_template import ChatTemplate
-from runtime.executor.base import RoutedExecutor, Step
+from runtime.executor.base import GpuExecutor, RoutedExecutor, Step
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
-from runtime.process import peak_ram_bytes
-from runtime.replan import Replan, Replanner
+from runtime.measured import measurement
+from runtime.replan import Replan
 from runtime.sampler import SamplingParams
-from runtime.session import Session
+from runtime.session import RowsSource, Session
+from runtime.session_rows import RowsKeys
+from runtime.speculative.options import DraftOptions
+from runtime.speculative.speculation import Speculation, make_speculation
+from runtime.stepper import Stepper
 from runtime.text import ModelText
 from runtime.tokenizer import Tokenizer
 
 log = logging.getLogger("strata.engine")
 
-LEAST_LOOKUPS = 1000  # of experts, from which a hit rate is told
 Progress = Callable[[int, int], None]
 """Called with (done, total): bytes while loading, tokens while a prompt is read."""
 
@@ -57,8 +64,11 @@ class Engine(Closing):
     """Loads a GGUF file by a plan and answers prompts; a context manager.
 
     `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner;
-    `loop` is "program" (kernels on packed weights), "sequential" (the slow reference), "llama.cpp" (llama-cpp-python,
-    the extra `peer`) or "auto".
+    `loop` is "hybrid" (GPU and CPU), "program" (kernels on packed weights), "sequential" (the slow reference),
+    "llama.cpp" (llama-cpp-python, the extra `peer`) or "auto"; `gpu` is "off", "auto" or the description of one that is
+    to be simulated ("sim:vram=4GiB,bw=192GB/s,link=6GB/s,tflops=6"). `cache_type_k` and `cache_type_v` are the KV
+    cache's types: f16, bf16, q8_0, q4_0, kivi4 or kivi2. `draft` says which drafts to decode with: answers
+    are the same with and without.
     """
 
     def __init__(
@@ -70,20 +80,35 @@ class Engine(Closing):
         threads: int | None = None,
         budget: Budget | None = None,
         loop: str = AUTO,
+        gpu: str = FOUND,
+        cache_type_k: str = KVType.F16,
+        cache_type_v: str = KVType.F16,
         chat_template: str | None = None,
         text: ModelText | None = None,
+        draft: DraftOptions | None = None,
         on_load: Progress | None = None,
     ) -> None:
         self._gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
         self.text = text or ModelText(self._gguf, chat_template=chat_template)
         self.plan = (
-            plan_here(self._gguf, context_tokens=context_tokens, threads=threads, budget=budget, loop=loop)
+            plan_here(
+                self._gguf,
+                context_tokens=context_tokens,
+                threads=threads,
+                budget=budget,
+                loop=loop,
+                gpu=gpu,
+                kv=KVPolicy(kv_type(cache_type_k, "cache_type_k"), kv_type(cache_type_v, "cache_type_v")),
+            )
             if plan is None
             else check_runnable(plan, self._gguf)
         )
         self.executor = make_executor(self._gguf, self.plan, on_load=on_load)
-        self._replanner = Replanner(self.plan, self.executor)
+        with closed_on_error(self.executor):
+            self._drafts = make_speculation(draft or DraftOptions(), self._gguf, self.text, self.plan, self.executor)
+        self._stepper = Stepper(self.plan, self.executor, self._drafts)
         self.measured: Measurement | None = None
+        self.rows: RowsSource | None = None  # of new sequences: where rows that were computed before may lie
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,11 +133,15 @@ class Engine(Closing):
     @property
     def replanned(self) -> tuple[Replan, ...]:
         """Where the runs so far departed from the plan, and why."""
-        return tuple(self._replanner.replanned)
+        return tuple(self._stepper.replanner.replanned)
 
     def session(self) -> Session:
         """A KV cache for a conversation: pass it to `generate` so that only new tokens are computed."""
-        return Session(self.executor.new_kv(self.context_tokens))
+        return Session(self.executor.new_kv(self.context_tokens), self.rows)
+
+    def rows_keys(self) -> RowsKeys:
+        """What rows of KV that this engine computes are kept under."""
+        return RowsKeys(self._gguf, self.plan)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text is encoded with the special tokens that the model wants, ids are taken as is."""
@@ -137,15 +166,9 @@ class Engine(Closing):
 
         `cancelled` is watched between tokens and prefill chunks. Speeds are in `measured` afterwards.
         """
-        generation = Generation(
-            self.tokenizer,
-            session or self.session(),
-            self.prompt_ids(prompt),
-            sampling=sampling or SamplingParams(),
-            stop=stop,
-            max_tokens=max_tokens,
-        )
-        self._replanner.begin()
+        request = Request(prompt, sampling or SamplingParams(), tuple(stop), max_tokens)
+        self._stepper.begin()
+        generation = self._generation(request, self.prompt_ids(prompt), session or self.session())
         total = generation.timing.prompt_tokens
         read: CacheCounts | None = None
         if on_prefill is not None:
@@ -154,15 +177,17 @@ class Engine(Closing):
             while not generation.finished:
                 if cancelled is not None and cancelled.is_set() and generation.wind_up():
                     break
-                piece = self._advance([generation])[0]
+                piece = self._stepper.advance([generation])[0]
                 if piece is not None:
-                    read = read or self.cache_counts
+                    read = read or self.expert_counts
                     yield piece
                 elif on_prefill is not None:
                     on_prefill(total - generation.prompt_tokens_left, total)
         finally:
+            self._stepper.end(generation)
             self.measured = self._measurement(generation, read)
             log.info("seed %s, %s", generation.sampler.seed, generation.timing)
+        generation.session.keep()
 
     def generate_batch(
         self,
@@ -190,24 +215,27 @@ class Engine(Closing):
         `cancelled` ends the batch at a token boundary; unfinished answers are not yielded.
         """
         waiting = (self._sized(index, request) for index, request in enumerate(requests))
-        following = next(waiting, None)
+        following, free_rows = next(waiting, None), self.context_tokens
         running: dict[int, Generation] = {}
-        free_rows = self.context_tokens
 
         def room() -> int:
             """Sequences that may run at once: while RAM is short, no more than run already, but for one."""
-            return min(parallel, max(len(running), 1)) if self._replanner.is_pressed else parallel
+            return min(parallel, max(len(running), 1)) if self._stepper.replanner.is_pressed else parallel
 
+        self._stepper.begin()
         while running or following is not None:
             while following is not None and len(running) < room() and following.rows <= free_rows:
-                running[following.index] = self._start(following)
+                session = Session(self.executor.new_kv(following.rows), self.rows)
+                running[following.index] = self._generation(following.request, following.ids, session)
                 free_rows -= following.rows
                 following = next(waiting, None)
             if cancelled is not None and cancelled.is_set():
                 return
-            self._advance(list(running.values()))
+            self._stepper.advance(list(running.values()))
             for index, generation in list(running.items()):
                 if generation.finished:
+                    self._stepper.end(generation)
+                    generation.session.keep()
                     del running[index]
                     free_rows += generation.rows
                     yield index, generation.completion()
@@ -219,8 +247,8 @@ class Engine(Closing):
             raise RequestError(f"{len(ids)} tokens do not fit the context of {self.context_tokens}")
         kv = self.executor.new_kv(len(ids))
         chunk = self.plan.settings.prefill_chunk_tokens
-        steps = (Step(ids[start : start + chunk], kv) for start in range(0, len(ids), chunk))
-        return np.concatenate([self.executor.forward([step], logits="all")[0] for step in steps])
+        parts = (ids[start : start + chunk] for start in range(0, len(ids), chunk))
+        return np.concatenate([self.executor.forward([Step(part, kv)], logits="all")[0] for part in parts])
 
     def record_routing(self) -> TraceRecorder:
         """Collects which experts tokens use from now on; RequestError where no program runs routed experts."""
@@ -228,63 +256,59 @@ class Engine(Closing):
             raise RequestError(f"the {self.plan.settings.loop} loop records no routing", hint="use --loop program")
         return self.executor.record_routing(model_name(self._gguf))
 
+    @property
+    def speculation(self) -> Speculation | None:
+        """The drafts that answers are decoded with."""
+        return self._stepper.speculation
+
+    def draft_with(self, speculation: Speculation | None) -> None:
+        """Decode the next answers with those drafts, which stay their owner's to close; None: without."""
+        self._stepper.speculation = speculation
+
     def learn(self) -> Measurement | None:
         """Keep the last run's speeds beside the prediction, so that later predictions are corrected; returns them."""
         if self.measured is not None:
-            record_run(self.plan, self._replanner.lesson(self.measured))
+            record_run(self.plan, self._stepper.replanner.lesson(self.measured))
         return self.measured
 
     def close(self) -> None:
         """Free weights and helper processes."""
+        if self._drafts is not None:
+            self._drafts.close()
         self.executor.close()
         self.text.close()
         self._gguf.close()
-
-    def _advance(self, generations: Sequence[Generation]) -> list[Piece | None]:
-        """One step of every sequence; its time is held against the plan."""
-        replanner, started = self._replanner, time.perf_counter()
-        decoding = all(generation.prompt_tokens_left == 0 for generation in generations)
-        if not decoding:
-            replanner.prompt_step()
-        rows = self.executor.forward([generation.next_step(replanner.chunk_tokens) for generation in generations])
-        pieces = [generation.advance(row[-1]) for generation, row in zip(generations, rows, strict=True)]
-        if decoding:
-            replanner.decoded(len(generations), time.perf_counter() - started)
-        return pieces
 
     def _sized(self, index: int, request: Request) -> _Sized:
         """The request with its token ids and the KV rows it may come to need."""
         ids = self.prompt_ids(request.prompt)
         check_prompt(ids, self.tokenizer.vocab_size, self.context_tokens)
-        wanted = self.context_tokens if request.max_tokens is None else len(ids) + request.max_tokens
-        return _Sized(index, request, ids, min(self.context_tokens, wanted))
+        more = self.context_tokens if request.max_tokens is None else request.max_tokens
+        return _Sized(index, request, ids, min(self.context_tokens, len(ids) + more))
 
-    def _start(self, sized: _Sized) -> Generation:
-        request = sized.request
-        session = Session(self.executor.new_kv(sized.rows))
-        return Generation(
-            self.tokenizer,
-            session,
-            sized.ids,
-            sampling=request.sampling,
-            stop=request.stop,
-            max_tokens=request.max_tokens,
-        )
+    def _generation(self, request: Request, ids: Sequence[int], session: Session) -> Generation:
+        """The state of an answer that begins."""
+        begin = partial(Generation, self.tokenizer, prompt_ids=ids, stop=request.stop, max_tokens=request.max_tokens)
+        generation = begin(session=session, sampling=request.sampling)
+        if self._stepper.needs_answers:
+            sampling = replace(request.sampling, seed=generation.sampler.seed)
+            own = Session(self.executor.new_kv(generation.rows))
+            self._stepper.foresee(generation, begin(session=own, sampling=sampling))
+        return generation
 
     @property
     def cache_counts(self) -> CacheCounts | None:
         """What the cache of streamed weights has seen; None where all are in RAM."""
         return self.executor.cache_counts if isinstance(self.executor, RoutedExecutor) else None
 
+    @property
+    def expert_counts(self) -> CacheCounts | None:
+        """Where experts were found: on the GPU, where its layers have some, else in the cache of streamed weights."""
+        found = self.executor.gpu_expert_counts if isinstance(self.executor, GpuExecutor) else None
+        return self.cache_counts if found is None else found
+
     def _measurement(self, generation: Generation, before: CacheCounts | None) -> Measurement:
         """`before`: when the prompt had been read."""
-        timing, counts = generation.timing, self.cache_counts
-        decoding = counts.since(before) if counts is not None and before is not None else CacheCounts()
-        return Measurement(
-            decode_tokens_per_s=timing.decode_tokens_per_s,
-            prefill_tokens_per_s=timing.prefill_tokens_per_s,
-            ttft_s=timing.ttft_s,
-            peak_ram_bytes=peak_ram_bytes(),
-            prompt_tokens=timing.prompt_tokens,
-            hit_rate=decoding.hit_rate if decoding.lookups >= LEAST_LOOKUPS and self.plan.model.expert_count else None,
-        )
+        counts = self.expert_counts if self.plan.model.expert_count else None
+        gpu_bytes = self.executor.gpu_bytes if isinstance(self.executor, GpuExecutor) else None
+        return measurement(generation, counts, before, gpu_bytes=gpu_bytes)

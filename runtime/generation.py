@@ -108,7 +108,7 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.pieces: list[Piece] = []
         self._tokenizer = tokenizer
-        self._session = session
+        self.session = session
         self._prompt_length = len(prompt_ids)
         self._stops = StopStrings(stop)
         self._limit_reason: FinishReason = "length"
@@ -124,27 +124,32 @@ class Generation:
         return self.finish_reason is not None
 
     @property
+    def tokens_left(self) -> int:
+        """Tokens that the answer may still get."""
+        return max(0, self._max_tokens - len(self.pieces))
+
+    @property
     def rows(self) -> int:
         """KV rows reserved for this sequence."""
-        return self._session.kv.capacity_tokens
+        return self.session.kv.capacity_tokens
 
     @property
     def prompt_tokens_left(self) -> int:
         """Prompt tokens not yet computed."""
-        return max(0, self._prompt_length - self._session.kv.length)
+        return max(0, self._prompt_length - self.session.kv.length)
 
     def next_step(self, chunk_tokens: int) -> Step:
         """The next tokens to compute: at most `chunk_tokens` of the prompt, or the token sampled last."""
-        start = self._session.kv.length
-        return Step(self._session.token_ids[start : start + chunk_tokens], self._session.kv)
+        start = self.session.kv.length
+        return Step(self.session.token_ids[start : start + chunk_tokens], self.session.kv)
 
     def advance(self, logits: NDArray[np.float32]) -> Piece | None:
         """Take the logits (vocabulary,) behind the last step's last token; None while the prompt is not through."""
-        if self._session.kv.length < len(self._session.token_ids):
+        if self.session.kv.length < len(self.session.token_ids):
             return None
-        sampled = self.sampler.sample(logits, len(self._session.token_ids))
+        sampled = self.sampler.sample(logits, len(self.session.token_ids))
         self.sampler.accept(sampled.token_id)
-        self._session.token_ids.append(sampled.token_id)
+        self.session.token_ids.append(sampled.token_id)
         now = time.perf_counter()
         self.timing.generated_tokens += 1
         self.timing.last_token_s = now

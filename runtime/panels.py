@@ -57,8 +57,11 @@ class PanelWeights:
         threads: int = 1,
         streamed: StreamedWeights | None = None,
         tuning: Tuning | None = None,
+        elsewhere: frozenset[str] = frozenset(),
     ) -> None:
         """`streamed`: the weights that are not to be loaded, which belong to this from now on.
+
+        `elsewhere`: names of matrices that are not multiplied with here, and so not loaded.
 
         `tuning`: which kernels are to multiply them, for the same ISA; the usual ones for None.
 
@@ -70,8 +73,8 @@ class PanelWeights:
         self._model = model
         self._threads = threads
         self._tuning = tuning
-        left_out = frozenset() if streamed is None else streamed.tensors
-        self._bundles = [bundle for bundle in _bundles(model) if bundle[0].name not in left_out]
+        self._left_out = elsewhere if streamed is None else elsewhere | streamed.tensors
+        self._bundles = [bundle for bundle in _bundles(model) if bundle[0].name not in self._left_out]
         self._vector_tensors = [tensor for name, tensor in model.tensors() if is_vector(name)]
         self._panels: dict[str, Panel] = {}
         self._vectors: dict[str, NDArray[np.float32]] = {}
@@ -117,13 +120,20 @@ class PanelWeights:
 
         FlashError if reading fails; ModelFormatError naming a tensor that holds NaN or infinity.
         """
-        left_out = frozenset() if self.streamed is None else self.streamed.tensors
-        total = sum(tensor.num_bytes for _, tensor in self._model.tensors() if tensor.name not in left_out)
+        embedding = self._model.token_embd.name
+        total = sum(
+            tensor.num_bytes
+            for _, tensor in self._model.tensors()
+            if tensor.name not in self._left_out or tensor.name == embedding
+        )
         done = 0
         for num_bytes in self._load():
             done += num_bytes
             if progress is not None:
                 progress(done, total)
+        if self.streamed is not None:  # RAM is short: full of pages that nobody reads, all allocations wait for some
+            for source in self._gguf.sources:
+                source.forget()
 
     def _load(self) -> Iterator[int]:
         """Loads all, yielding the bytes of the file that each part took."""
@@ -137,8 +147,8 @@ class PanelWeights:
             self._pack(unit, data)
             yield data.nbytes
         model = self._model
-        if model.is_tied:
-            output = self._panels[model.output.name]
+        output = self._panels.get(model.output.name)
+        if model.is_tied and output is not None:
             self._rows = PanelRows(output.form, output.address, output.rows, output.columns)
             return
         rows = model.token_embd.shape[0]
@@ -171,8 +181,8 @@ class PanelWeights:
                 if previous is not None:
                     yield previous[0], previous[1].result()
                 previous = unit, reading
-            assert previous is not None, "a model has an output"
-            yield previous[0], previous[1].result()
+            if previous is not None:
+                yield previous[0], previous[1].result()
 
     def _units(self) -> Iterator["_Unit"]:
         """Runs of rows of all matrices, in the order of their places."""

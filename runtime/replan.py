@@ -90,6 +90,15 @@ class Replanner:
         if self._steps % WINDOW_TOKENS == 0:
             self._check_memory()
 
+    def verified(self) -> None:
+        """Drafted tokens were computed with another: what that took says nothing about the planned speed."""
+        self._steps += 1
+        self._all_own = False
+        if self._trial is not None:
+            self._trial.restart()
+        if self._steps % WINDOW_TOKENS == 0:
+            self._check_memory()
+
     def lesson(self, measured: Measurement) -> Measurement:
         """Of what a run measured that which was computed as the plan says, None for the rest."""
         speed = measured.decode_tokens_per_s

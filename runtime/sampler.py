@@ -99,6 +99,11 @@ class Sampler:
         """Tokens accepted so far, prompt included: the position that comes next."""
         return len(self._history)
 
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens accepted so far, prompt included."""
+        return self._history
+
     def accept(self, token_id: int) -> None:
         """Append a token to the history; the sampler never does so by itself."""
         if not 0 <= token_id < self.vocab_size:

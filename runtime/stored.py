@@ -16,7 +16,7 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.tuning import Tuning
 from offload.closing import Closing
 from offload.errors import FlashError, ModelFormatError
-from offload.expert_cache import Piece
+from offload.expert_load import Piece
 from offload.flash import Extent
 from offload.gguf import GGUFFile
 from offload.gguf_source import ByteSource

@@ -19,7 +19,8 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.pack import pack
 from cpu_kernels.tuning import Tuning
 from offload.closing import Closing
-from offload.expert_cache import Bundles, ExpertCache, Piece
+from offload.expert_cache import ExpertCache
+from offload.expert_load import Bundles, Piece
 from offload.flash import DEADLINE_S, DEPTH, READ_BYTES, Extent, FlashReader, ReadMode
 from offload.gguf import GGUFFile, TensorInfo
 from offload.gguf_source import ByteSource
@@ -50,36 +51,47 @@ class GGUFBundles:
 
     def __init__(self, gguf: GGUFFile, model: Model, isa: ISA, tuning: Tuning | None = None) -> None:
         self.sources: Sequence[ByteSource] = gguf.sources
-        self._isa = isa
-        self._finite = FiniteCheck(gguf.path)
-        self._seen: set[tuple[str, int, int]] = set()  # runs that were looked at
-        self._runs: dict[tuple[int, int], list[_Run]] = defaultdict(list)
+        finite = FiniteCheck(gguf.path)
+        self._pieces: dict[tuple[int, int], list[Piece]] = defaultdict(list)
         for number, bundle, offset in _placed(model, isa, tuning):
-            self._runs[number, bundle.expert or 0] += _runs(bundle, offset)
-        self.most_bytes = max(run.num_bytes for runs in self._runs.values() for run in runs)
+            runs = _runs(bundle, offset)
+            self._pieces[number, bundle.expert or 0] += [_Packing(run, isa, finite).piece() for run in runs]
+        self.most_bytes = max(piece.extent.num_bytes for pieces in self._pieces.values() for piece in pieces)
 
     def pieces(self, layer: int, expert: int) -> Sequence[Piece]:
         """See `Bundles`."""
-        return [self._piece(run) for run in self._runs[layer, expert]]
+        return self._pieces[layer, expert]
 
     def close(self) -> None:
         """Nothing: the file is its owner's."""
 
-    def _piece(self, run: "_Run") -> Piece:
-        matrix = run.matrix
-        tensor, key = matrix.tensor, (matrix.tensor.name, run.expert, run.first)
-        start = (run.expert * matrix.rows + run.first) * matrix.row_bytes
 
-        def unpack(data: NDArray[np.uint8], slot: NDArray[np.uint8]) -> None:
-            begin = run.offset + run.first // matrix.form.group_rows * matrix.form.group_bytes(matrix.columns)
-            out = slot[begin : begin + matrix.form.panel_bytes(run.rows, matrix.columns)]
-            pack(data, tensor.quant_type, run.rows, matrix.columns, self._isa, out, family=matrix.form.family)
-            if key not in self._seen:
-                rows = data.reshape(run.rows, matrix.row_bytes)
-                self._finite.panel(tensor, matrix.form, matrix.columns, out.ctypes.data, rows)
-                self._seen.add(key)
+class _Packing:
+    """Packs what was read of a run into its slot, and looks at it when it is read for the first time."""
 
-        return Piece(run.part, Extent(tensor.shard, tensor.offset + start, run.num_bytes), unpack)
+    __slots__ = ("_finite", "_is_seen", "_isa", "_run")
+
+    def __init__(self, run: "_Run", isa: ISA, finite: FiniteCheck) -> None:
+        self._run = run
+        self._isa = isa
+        self._finite = finite
+        self._is_seen = False
+
+    def piece(self) -> Piece:
+        """The read, with this as what becomes of it."""
+        run, tensor = self._run, self._run.matrix.tensor
+        start = (run.expert * run.matrix.rows + run.first) * run.matrix.row_bytes
+        return Piece(run.part, Extent(tensor.shard, tensor.offset + start, run.num_bytes), self)
+
+    def __call__(self, data: NDArray[np.uint8], slot: NDArray[np.uint8]) -> None:
+        run, matrix, form = self._run, self._run.matrix, self._run.matrix.form
+        begin = run.offset + run.first // form.group_rows * form.group_bytes(matrix.columns)
+        out = slot[begin : begin + form.panel_bytes(run.rows, matrix.columns)]
+        pack(data, matrix.tensor.quant_type, run.rows, matrix.columns, self._isa, out, family=form.family)
+        if not self._is_seen:
+            rows = data.reshape(run.rows, matrix.row_bytes)
+            self._finite.panel(matrix.tensor, form, matrix.columns, out.ctypes.data, rows)
+            self._is_seen = True
 
 
 class StreamedWeights(Closing):

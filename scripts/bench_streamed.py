@@ -64,7 +64,7 @@ def run_ours(path: Path, threads: int, ids: list[int], lengths: Lengths) -> dict
             "decode_tokens_per_s": decode,
             "predicted_decode_tokens_per_s": predicted.decode_tokens_per_s,
             "stream_slots": engine.plan.settings.stream_slots,
-            "hit_rate": counts.hit_rate,
+            **counts.as_dict(),
             "mb_per_token": counts.bytes_read / (lengths.warm_up + lengths.decoded) / 1e6,
         }
 

@@ -103,7 +103,6 @@ def main() -> None:
         prefill_chunk_tokens=512,
         threads=8,
         weights_form=WeightsForm.PACKED,
-        kv_dtype="float16",
         loop="simulated",
         device="gpu",
         stream_slots=0,

@@ -18,6 +18,7 @@ from offload.errors import RequestError
 from planner.budget import format_size
 from planner.profile import stored as stored_profile
 from runtime.cli.console import progress, write_json, write_text
+from runtime.cli.draft_options import DraftingOptions, tell_drafts
 from runtime.cli.groups import grouped
 from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model
 
@@ -58,6 +59,7 @@ def model(
     *,
     invocation: typer.Context,
     launch: BenchOptions,
+    drafting: DraftingOptions,
     prompt: Annotated[list[str], typer.Option("-p", "--n-prompt", help="Prompt lengths: 128,512; 0 skips.")] = ["128"],  # noqa: B006
     generate: Annotated[list[str], typer.Option("-n", "--n-gen", help="Answer lengths: 32,64; 0 skips.")] = ["64"],  # noqa: B006
     depth: Annotated[list[str], typer.Option("-d", "--n-depth", help="Tokens of context before: 0,4096.")] = ["0"],  # noqa: B006
@@ -71,7 +73,7 @@ def model(
     """Measure how fast a model runs here: a row for every combination of the lists."""
     if invocation.invoked_subcommand:
         return
-    from runtime.bench import BenchTest, as_row, measure  # noqa: PLC0415 - brings torch
+    from runtime.bench import BenchTest, as_row, draft_columns, measure, measure_drafted, stream_columns  # noqa: PLC0415
     from runtime.cli.launch import running_engine  # noqa: PLC0415
 
     depths = numbers("-d", depth)
@@ -87,14 +89,23 @@ def model(
     for count in counts or [None]:
         ours = replace(launch, threads=count)
         with ExitStack() as stack:
-            engines = [stack.enter_context(running_engine(ours, quiet=True))]
+            draft = drafting.choice()
+            engines = [stack.enter_context(running_engine(ours, quiet=True, draft=draft))]
             if peer is not None:
                 other = replace(ours, engine=EngineChoice(peer.value))
                 engines.append(stack.enter_context(running_engine(other, quiet=True)))
             for test in tests:
                 with progress(test.name, unit="runs") as report:
+                    before = engines[0].cache_counts
                     results = measure(engines, test, repetitions=repetitions, on_repetition=report)
-                rows.append(as_row(engines[0], *results))
+                row = as_row(engines[0], *results) | stream_columns(engines[0], before)
+                rows.append(row | draft_columns(engines[0], drafted=False) if draft.is_on else row)
+                if not draft.is_on or not test.generated_tokens:
+                    continue
+                with progress(f"{test.name} with drafts", unit="runs") as report:
+                    result = measure_drafted(engines[0], test, repetitions=repetitions, on_repetition=report)
+                rows.append({**row, **as_row(engines[0], result), **draft_columns(engines[0], drafted=True)})
+                tell_drafts(engines[0], quiet=not drafting.stats, stats=drafting.stats)
     write_rows(rows, output)
 
 
@@ -169,7 +180,7 @@ def write_rows(rows: Sequence[dict[str, Any]], output: Output) -> None:
 
 def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     """llama-bench's table, with two columns more where a peer was measured."""
-    against = "ratio" in rows[0]
+    against, with_drafts = "ratio" in rows[0], "draft" in rows[0]
     titles = [
         "model",
         "size",
@@ -179,6 +190,7 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         "test",
         "t/s",
         *(["peer t/s", "ratio"] if against else []),
+        *(["draft", "accepted", "tokens/pass"] if with_drafts else []),
     ]
     lines = [" | ".join(titles), " | ".join("---" if title in ("model", "backend") else "---:" for title in titles)]
     for row in rows:
@@ -193,5 +205,8 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
         ]
         if against:
             cells += [f"{row['peer_avg_ts']:.2f}", f"{row['ratio']:.2f}"]
+        if with_drafts:
+            rate, tokens = row["acceptance_rate"], row["tokens_per_pass"]
+            cells += [row["draft"] or "", f"{rate:.0%}" if rate is not None else "", f"{tokens:.2f}" if tokens else ""]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)

@@ -9,8 +9,10 @@ import typer
 
 from offload.errors import RequestError
 from runtime.cli.console import console, write_text
+from runtime.cli.draft_options import DraftingOptions, tell_drafts
 from runtime.cli.groups import grouped
 from runtime.cli.options import LaunchOptions, MaxTokens, Quiet, SamplingOptions
+from runtime.cli.session_options import SessionOptions, ask, begin, save
 from runtime.cli.signals import stop_at_token_boundary
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ HELP = """\
 A line that ends with \\ goes on in the next; \"\"\" opens and closes a block of lines.
 Ctrl-C stops an answer at a token boundary; what was said is kept."""
 
-RESERVE_SHARE = 4  # a quarter of the context is kept for the answer before old turns are dropped
 BLOCK = '"""'
 
 
@@ -35,17 +36,18 @@ def command(
     *,
     launch: LaunchOptions,
     sampling: SamplingOptions,
+    drafting: DraftingOptions,
+    keeping: SessionOptions,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_tokens: MaxTokens = None,
     quiet: Quiet = False,
 ) -> None:
     """Talk with a model."""
     from runtime.cli.launch import answer, judge, running_engine  # noqa: PLC0415 - brings torch
-    from runtime.conversation import Conversation  # noqa: PLC0415
 
     params = sampling.params()
-    with running_engine(launch, quiet=quiet) as running:
-        conversation = Conversation(running, system=system)
+    with keeping.opened() as saved, running_engine(launch, quiet=quiet, draft=drafting.choice()) as running:
+        conversation = begin(running, keeping, saved, system=system, quiet=quiet)
         if not conversation.has_own_template:
             console.print("this file has no chat template: turns are written as User: / Assistant:")
         if sys.stdin.isatty() and not quiet:
@@ -56,16 +58,14 @@ def command(
                     break
                 continue
             try:
-                turn = conversation.ask(text, reserve_tokens=running.context_tokens // RESERVE_SHARE)
+                ids = ask(conversation, text, running.context_tokens)
             except RequestError as error:
                 console.print(f"{error} ({error.hint})" if error.hint else str(error), markup=False)
                 continue
-            if turn.dropped:
-                console.print(f"dropped the {len(turn.dropped)} oldest messages: the context is full", markup=False)
             with stop_at_token_boundary() as cancelled:
                 pieces = answer(
                     running,
-                    turn.token_ids,
+                    ids,
                     sampling=params,
                     max_tokens=max_tokens,
                     stop=[*sampling.stop, *conversation.stops],
@@ -75,7 +75,11 @@ def command(
                 )
             write_text("\n")
             conversation.answer("".join(piece.text for piece in pieces))
+            save(saved, conversation)
+            if drafting.stats:
+                tell_drafts(running, quiet=quiet, stats=True)
         judge(running, quiet=quiet)
+        tell_drafts(running, quiet=quiet)
 
 
 def messages() -> Iterator[str]:
@@ -130,6 +134,7 @@ def _stats(conversation: "Conversation", engine: "Engine") -> None:
     console.print(f"{held} of {engine.context_tokens} tokens of context in use")
     if engine.measured is not None:
         render_comparison(console, engine.plan.predicted, engine.measured, engine.plan.budget)
+    tell_drafts(engine, quiet=False, stats=True)
     for replan in engine.replanned:
         console.print(f"after {replan.token} tokens: {replan}", markup=False)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gpu_kernels import capabilities
+from gpu_kernels.gpu_path import gpu_path
 from planner.budget import format_size, measure_budget
 from planner.profile import cache_folder, load_or_measure
 from runtime.cli import options
@@ -30,7 +31,7 @@ class Finding:
 
 def command(as_json: options.AsJson = False) -> None:
     """Check this machine and this installation."""
-    findings = [*_packages(), _cpu(), _memory(), _gpu(), _peer(), _profile()]
+    findings = [*_packages(), _cpu(), _memory(), *_gpu(), _peer(), _profile()]
     if as_json:
         write_json([_document(finding) for finding in findings])
         return
@@ -64,12 +65,17 @@ def _memory() -> Finding:
     return Finding("memory", True, f"{format_size(budget.ram_bytes)} may be used ({budget.ram_source})")
 
 
-def _gpu() -> Finding:
+def _gpu() -> list[Finding]:
     gpu = capabilities.detect()
     if gpu is None:
         why = capabilities.why_no_gpu()
-        return Finding("gpu", False, why.reason, why.mend) if why else Finding("gpu", False, "not usable")
-    return Finding("gpu", True, f"{gpu.name}, {format_size(gpu.free_bytes)} of {format_size(gpu.total_bytes)} free")
+        return [Finding("gpu", False, why.reason, why.mend) if why else Finding("gpu", False, "not usable")]
+    path = gpu_path(gpu)
+    room = f"{format_size(gpu.free_bytes)} of {format_size(gpu.total_bytes)} free"
+    return [
+        Finding("gpu", True, f"{gpu.name}, {room}"),
+        Finding("gpu path", path.mend is None and path.shares_steps, path.text, path.mend),
+    ]
 
 
 def _peer() -> Finding:

@@ -7,20 +7,27 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from planner.explain import render_comparison, render_plan
+from planner.gpu_choice import FOUND
 from planner.plan import Plan
 from planner.solve import for_prompt
 from runtime.cli.console import console, progress
+from runtime.cli.draft_options import show_forecast
 from runtime.cli.options import LaunchOptions, model_path, read_text_file
 from runtime.cli.planning import plan_by, plan_in
+from runtime.cli.streaming import describe_streaming
 from runtime.engine import Engine
+from runtime.executor.base import PrefetchingExecutor
 from runtime.generation import Piece
 from runtime.sampler import SamplingParams
 from runtime.session import Session
+from runtime.speculative.loading import draft_ram_bytes
+from runtime.speculative.options import DraftOptions
 from runtime.text import ModelText
 
 
@@ -34,30 +41,56 @@ def opened(launch: LaunchOptions) -> Iterator[tuple[GGUFFile, ModelText]]:
 
 @contextmanager
 def running(
-    launch: LaunchOptions, gguf: GGUFFile, text: ModelText, *, quiet: bool, prompt_tokens: int | None = None
+    launch: LaunchOptions,
+    gguf: GGUFFile,
+    text: ModelText,
+    *,
+    quiet: bool,
+    prompt_tokens: int | None = None,
+    draft: DraftOptions | None = None,
 ) -> Iterator[Engine]:
     """Show the plan on stderr (unless quiet) with speeds for that length of prompt, and load with progress."""
-    plan = _plan(launch, gguf, prompt_tokens)
+    if draft is not None and launch.plan_file is None:
+        draft = replace(draft, reserved_bytes=draft_ram_bytes(draft, gguf, launch.context))
+    plan = _plan(launch, gguf, prompt_tokens, draft.reserved_bytes if draft is not None else 0)
     if not quiet:
         render_plan(console, plan)
         console.print()
     with progress("loading") as report:
-        engine = Engine(gguf, plan, text=text, on_load=report)
+        engine = Engine(gguf, plan, text=text, draft=draft, on_load=report)
+    if isinstance(engine.executor, PrefetchingExecutor):
+        engine.executor.set_prefetch(launch.prefetch)
     with engine:
+        if not quiet:
+            show_forecast(engine)
         yield engine
 
 
 @contextmanager
-def running_engine(launch: LaunchOptions, *, quiet: bool) -> Iterator[Engine]:
+def running_engine(launch: LaunchOptions, *, quiet: bool, draft: DraftOptions | None = None) -> Iterator[Engine]:
     """`opened` and `running` in one, for commands whose prompts come later."""
-    with opened(launch) as (gguf, text), running(launch, gguf, text, quiet=quiet) as engine:
+    with opened(launch) as (gguf, text), running(launch, gguf, text, quiet=quiet, draft=draft) as engine:
         yield engine
 
 
-def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None) -> Plan:
+def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None, reserved_bytes: int) -> Plan:
     """The plan of the plan file, which must be of this model, or the planner's."""
     if launch.plan_file is None:
-        return plan_by(launch, gguf, loop=launch.loop_name, prompt_tokens=prompt_tokens, on_this_machine=True)
+        return plan_by(
+            launch,
+            gguf,
+            loop=launch.loop_name,
+            prompt_tokens=prompt_tokens,
+            on_this_machine=True,
+            reserved_bytes=reserved_bytes,
+        )
+    if not launch.kv.is_plain:
+        raise RequestError(
+            "-ctk and -ctv do not go with --plan: the plan says the types of the KV cache",
+            hint="leave them out, or plan anew with them",
+        )
+    if launch.gpu != FOUND:
+        raise RequestError("--gpu does not go with --plan: the plan says which GPU", hint="give one of them")
     plan = plan_in(launch.plan_file, gguf)
     return plan if prompt_tokens is None else for_prompt(plan, gguf, prompt_tokens)
 
@@ -98,13 +131,20 @@ def judge(engine: Engine, *, quiet: bool) -> None:
     measured = engine.learn()
     if measured is not None and not quiet:
         console.print()
+        if engine.plan.is_simulated:
+            console.print("the GPU is simulated: so are these speeds", style="yellow")
         render_comparison(console, engine.plan.predicted, measured, engine.plan.budget)
+        if engine.cache_counts is not None:
+            console.print(describe_streaming(engine.cache_counts), markup=False)
 
 
 def speeds(engine: Engine) -> dict[str, Any]:
     """Prediction and measurement under the keys of `strata plan --json`, and where the run departed from the plan."""
     return {
+        "gpu": engine.plan.machine.gpu,  # says "simulated" where it is
         "replanned": [asdict(replan) for replan in engine.replanned],
         "predicted": engine.plan.predicted.as_dict(),
         "measured": engine.measured.as_dict() if engine.measured else None,
+        "streamed": engine.cache_counts.as_dict() if engine.cache_counts is not None else None,
+        "drafts": engine.speculation.totals.as_dict() if engine.speculation else None,
     }

@@ -23,6 +23,7 @@ from runtime.cli import (
     plan,
     profile,
     run,
+    session,
     store,
     tokenize,
     verify,
@@ -41,6 +42,7 @@ for module in (run, chat, batch, plan, profile, inspect, doctor, pack, verify, t
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(store.app, name="store")
+app.add_typer(session.app, name="session")
 
 
 @dataclass(slots=True)

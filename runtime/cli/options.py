@@ -11,7 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
 from offload.errors import RequestError
+from offload.prefetch_gate import PrefetchMode
+from planner.gpu_choice import FOUND
 from runtime.cli.remote_names import download_command, is_remote
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
@@ -24,6 +28,7 @@ class LoopChoice(StrEnum):
     """Loops that compute a step."""
 
     AUTO = "auto"
+    HYBRID = "hybrid"
     PROGRAM = "program"
     SEQUENTIAL = "sequential"
 
@@ -57,8 +62,20 @@ Context = Annotated[int | None, _option(_MODEL_PANEL, "-c", "--ctx-size", min=1,
 Threads = Annotated[int | None, _option(_MODEL_PANEL, "-t", "--threads", min=1, help="CPU threads.")]
 BudgetText = Annotated[str | None, _option(_MODEL_PANEL, "--budget", help="What may be used, e.g. ram=8GiB,gpu=4GiB.")]
 Loop = Annotated[
-    LoopChoice, _option(_MODEL_PANEL, "--loop", help="How a step is computed: packed kernels, or the slow reference.")
+    LoopChoice,
+    _option(_MODEL_PANEL, "--loop", help="How a step is computed: GPU and CPU, CPU alone, or the slow reference."),
 ]
+Gpu = Annotated[
+    str,
+    _option(_MODEL_PANEL, "--gpu", help="off, auto, or one to simulate: sim:vram=4GiB,bw=192GB/s,link=6GB/s,tflops=6."),
+]
+
+
+CacheTypeK = Annotated[
+    KVType,
+    _option(_MODEL_PANEL, "-ctk", "--cache-type-k", help="Type of the KV cache's keys; smaller ones read faster."),
+]
+CacheTypeV = Annotated[KVType, _option(_MODEL_PANEL, "-ctv", "--cache-type-v", help="Type of the KV cache's values.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,14 @@ class PlanOptions:
     threads: Threads = None
     budget: BudgetText = None
     loop: Loop = LoopChoice.AUTO
+    gpu: Gpu = FOUND
+    cache_type_k: CacheTypeK = KVType.F16
+    cache_type_v: CacheTypeV = KVType.F16
+
+    @property
+    def kv(self) -> KVPolicy:
+        """What layers shall keep keys and values in."""
+        return KVPolicy(self.cache_type_k, self.cache_type_v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +111,9 @@ class LaunchOptions(PlanOptions):
         Path | None,
         _option(_MODEL_PANEL, "--chat-template-file", help="Jinja template in place of the file's own."),
     ] = None
+    prefetch: Annotated[
+        PrefetchMode, _option(_MODEL_PANEL, "--prefetch", help="Read experts from flash on a guess; auto: if it pays.")
+    ] = PrefetchMode.AUTO
 
     @property
     def loop_name(self) -> str:

@@ -18,19 +18,19 @@ from planner import document
 from planner.compare import ranked
 from planner.explain import render_plan
 from planner.explain_choices import best_line, render_ranking, render_what_if, render_why
+from planner.gpu_choice import FOUND
 from planner.llama_cpp_flags import llama_cpp_flags
 from planner.plan import Objective, Plan
 from planner.question import Question
 from planner.schedule import schedule
 from planner.simulate import simulate, write_trace
 from planner.solve import solve_or_explain
-from planner.spread import assignment_of
 from planner.what_if import best_help, what_if
-from planner.why import decode_problem, why
+from planner.why import decode_step, why
 from runtime.cli.console import console, write_json, write_text
 from runtime.cli.groups import grouped
 from runtime.cli.headers import open_header
-from runtime.cli.options import AsJson, BudgetText, Context, Loop, LoopChoice, PlanOptions, Threads
+from runtime.cli.options import AsJson, BudgetText, Context, Gpu, Loop, LoopChoice, PlanOptions, Threads
 from runtime.cli.planning import question_by
 from runtime.cli.remote_names import download_command, is_remote
 
@@ -55,6 +55,7 @@ def command(
     threads: Threads = None,
     budget: BudgetText = None,
     loop: Loop = LoopChoice.AUTO,
+    gpu: Gpu = FOUND,
     machine: Annotated[
         str | None, typer.Option("--machine", help="Plan for a described machine: its name, or a JSON file.")
     ] = None,
@@ -81,7 +82,7 @@ def command(
     with ExitStack() as stack:
         questions = [
             question_by(
-                PlanOptions(name, context, threads, budget, loop),
+                PlanOptions(name, context, threads, budget, loop, gpu),
                 stack.enter_context(open_header(name)),
                 objective=objective,
                 machine=machine,
@@ -168,8 +169,7 @@ def _print_flags(plan: Plan) -> None:
 
 def _trace(question: Question, plan: Plan, path: Path) -> None:
     """Write a step of decode as the plan's schedule runs it, and say in short what it shows."""
-    problem = decode_problem(question, plan)
-    timeline = simulate(schedule(problem, assignment_of(problem, plan.placements)))
+    timeline = simulate(schedule(*decode_step(question, plan)))
     write_trace(timeline, path)
     console.print(f"traced to {path}\n{timeline.summary()}", markup=False)
 

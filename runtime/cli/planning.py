@@ -3,14 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+from gpu_kernels.capabilities import GpuCapabilities
 from offload.gguf import GGUFFile
 from planner.budget import Budget, measure_budget, parse_budget
+from planner.drafts import without
+from planner.gpu_choice import chosen_gpu
 from planner.machine import Machine
 from planner.machine_files import load_machine
 from planner.plan import Objective, Plan
 from planner.plan_check import check_runnable
 from planner.question import Question, Wish, ask
-from planner.solve import plan_here, question_here
+from planner.solve import question_here, solve_or_explain
 from runtime.cli.options import PlanOptions, read_text_file
 
 
@@ -21,17 +24,27 @@ def plan_by(
     loop: str,
     prompt_tokens: int | None = None,
     on_this_machine: bool = False,
+    reserved_bytes: int = 0,
 ) -> Plan:
-    """The planner's choice within the options; what shall run `on_this_machine` may not use more than it has."""
-    budget = parse_budget(options.budget) if options.budget else None
-    return plan_here(
-        gguf,
-        context_tokens=options.context,
-        threads=options.threads,
-        budget=budget.within(measure_budget()) if budget and on_this_machine else budget,
-        loop=loop,
-        prompt_tokens=prompt_tokens,
-    )
+    """The planner's choice within the options; what shall run `on_this_machine` may not use more than it has.
+
+    `reserved_bytes` of RAM are set aside for something else in this process.
+    """
+    gpu = chosen_gpu(options.gpu)
+    wish = Wish(options.context, options.threads, prompt_tokens, loop, kv=options.kv)
+    budget = _budget(options, gpu, confined=on_this_machine)
+    if reserved_bytes:
+        budget = without(budget or measure_budget(gpu), reserved_bytes)
+    return solve_or_explain(question_here(gguf, wish, budget, gpu=gpu))
+
+
+def _budget(options: PlanOptions, gpu: GpuCapabilities | None, *, confined: bool) -> Budget | None:
+    """What the options allow, of what there is where it is `confined`; None where they say nothing."""
+    if not options.budget:
+        return None
+    machine = measure_budget(gpu)
+    budget = parse_budget(options.budget, machine)
+    return budget.within(machine) if confined else budget
 
 
 def plan_in(path: Path, gguf: GGUFFile) -> Plan:
@@ -43,9 +56,10 @@ def question_by(
     options: PlanOptions, gguf: GGUFFile, *, objective: Objective, machine: str | None, prompt_tokens: int | None
 ) -> Question:
     """What the options ask: of this machine, or of one that is described under a name or in a file."""
-    wish = Wish(options.context, options.threads, prompt_tokens, options.loop.value, objective)
+    wish = Wish(options.context, options.threads, prompt_tokens, options.loop.value, objective, options.kv)
     if machine is None:
-        return question_here(gguf, wish, parse_budget(options.budget) if options.budget else None)
+        gpu = chosen_gpu(options.gpu)
+        return question_here(gguf, wish, _budget(options, gpu, confined=False), gpu=gpu)
     described = load_machine(machine)
     has = described_budget(described)
     budget = parse_budget(options.budget, has) if options.budget else has

@@ -2,17 +2,22 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offload.errors import RequestError
 from runtime.cli.console import console, write_json, write_text
+from runtime.cli.draft_options import DraftingOptions, tell_drafts
 from runtime.cli.groups import grouped
 from runtime.cli.options import AsJson, LaunchOptions, MaxTokens, Quiet, SamplingOptions, read_text_file
+from runtime.cli.session_options import SessionOptions, ask, begin, save
 from runtime.cli.signals import stop_at_token_boundary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime.generation import Piece
     from runtime.text import ModelText
 
 
@@ -21,6 +26,8 @@ def command(
     *,
     launch: LaunchOptions,
     sampling: SamplingOptions,
+    drafting: DraftingOptions,
+    keeping: SessionOptions,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt.")] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the prompt here; `-` is stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
@@ -38,11 +45,21 @@ def command(
 
     text = _prompt_text(prompt, file)
     params = sampling.params()
+    if raw and keeping.session is not None:
+        raise RequestError("--session keeps a conversation, --raw has none", hint="leave out one of them")
     with ExitStack() as stack:
         cancelled = stack.enter_context(stop_at_token_boundary())
+        saved = stack.enter_context(keeping.opened())
         gguf, model_text = stack.enter_context(opened(launch))
-        ids = _prompt_ids(model_text, text, system, raw=raw)
-        engine = stack.enter_context(running(launch, gguf, model_text, quiet=quiet, prompt_tokens=len(ids)))
+        ids = _prompt_ids(model_text, text, system, raw=raw) if saved is None else model_text.prompt_ids(text)
+        draft = drafting.choice()
+        engine = stack.enter_context(
+            running(launch, gguf, model_text, quiet=quiet, prompt_tokens=len(ids), draft=draft)
+        )
+        conversation = None
+        if saved is not None:
+            conversation = begin(engine, keeping, saved, system=system, quiet=quiet)
+            ids = ask(conversation, text, engine.context_tokens)
         recorder = engine.record_routing() if record is not None else None
         if not quiet and ids == model_text.prompt_ids(text):  # the answer goes on where the prompt ends
             console.print(text, style="dim", end="", markup=False, soft_wrap=True)
@@ -51,27 +68,34 @@ def command(
             ids,
             sampling=params,
             max_tokens=max_tokens,
-            stop=sampling.stop,
+            stop=sampling.stop if conversation is None else [*sampling.stop, *conversation.stops],
             cancelled=cancelled,
+            session=None if conversation is None else conversation.session,
             write=_discard if as_json else write_text,
         )
+        if conversation is not None:
+            conversation.answer("".join(piece.text for piece in pieces))
+            save(saved, conversation)
         if record is not None and recorder is not None:
             recorder.trace().save(record)
         if as_json:
-            write_json(
-                {
-                    "text": "".join(piece.text for piece in pieces),
-                    "token_ids": [piece.token_id for piece in pieces],
-                    "prompt_tokens": len(ids),
-                    "finish_reason": pieces[-1].finish_reason if pieces else "cancelled",
-                    **speeds(engine),
-                }
-            )
+            write_json(_document(pieces, len(ids)) | speeds(engine))
         else:
             write_text("\n")
         if cancelled.is_set() and not quiet:
             console.print("stopped at a token boundary")
         judge(engine, quiet=quiet)
+        tell_drafts(engine, quiet=quiet, stats=drafting.stats)
+
+
+def _document(pieces: "Sequence[Piece]", prompt_tokens: int) -> dict[str, Any]:
+    """The answer for --json."""
+    return {
+        "text": "".join(piece.text for piece in pieces),
+        "token_ids": [piece.token_id for piece in pieces],
+        "prompt_tokens": prompt_tokens,
+        "finish_reason": pieces[-1].finish_reason if pieces else "cancelled",
+    }
 
 
 def _prompt_text(prompt: str | None, file: Path | None) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offload.cache_counts import CacheCounts
 from offload.errors import RequestError
+from offload.prefetch_gate import PrefetchMode
 from offload.routing_trace import TraceRecorder
 
 LogitsWanted = Literal["last", "all", "none"]
@@ -28,6 +29,15 @@ class KVHandle(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forgets the rows from `length` on."""
+        ...
+
+
+@runtime_checkable
+class WindowedKV(Protocol):
+    """A cache that cannot forget at every token: what it holds of older ones depends on those behind them."""
+
+    def cut_at(self, length: int) -> int:
+        """The greatest length up to `length` that `truncate` takes."""
         ...
 
 
@@ -88,6 +98,42 @@ class ThreadedExecutor(Protocol):
 
     def set_threads(self, threads: int) -> None:
         """Compute with that many threads from the next step on; logits and caches are the same, bit for bit."""
+        ...
+
+
+@runtime_checkable
+class PrefetchingExecutor(Protocol):
+    """An executor that may read experts on a guess of what comes next."""
+
+    def set_prefetch(self, mode: PrefetchMode) -> None:
+        """Guess always, never, or where trials say that it pays, from the next step on; logits are the same."""
+        ...
+
+
+@runtime_checkable
+class FeatureExecutor(Protocol):
+    """An executor that can show the hidden states that its last logits came from."""
+
+    def features(self, tokens: int) -> NDArray[np.float32]:
+        """Those of the last `tokens` tokens computed, behind the output norm: (tokens, width).
+
+        ValueError for more than the last run had.
+        """
+        ...
+
+
+@runtime_checkable
+class GpuExecutor(Protocol):
+    """An executor that shares its work with a GPU."""
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of the GPU's memory that are in use."""
+        ...
+
+    @property
+    def gpu_expert_counts(self) -> CacheCounts | None:
+        """Of the experts that the GPU's layers used, how many were there; None where it has no such layers."""
         ...
 
 

@@ -88,7 +88,8 @@ class LlamaCppExecutor:
         params.n_ctx = max(flags.context_tokens, MAX_SEQUENCES)
         params.n_batch = params.n_ubatch = max(flags.batch_tokens, MAX_SEQUENCES)
         params.n_threads = params.n_threads_batch = flags.threads
-        params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{flags.kv_type.upper()}")
+        params.type_k = getattr(lib, f"GGML_TYPE_{flags.key_type.upper()}")
+        params.type_v = getattr(lib, f"GGML_TYPE_{flags.value_type.upper()}")
         params.n_seq_max = MAX_SEQUENCES
         params.kv_unified = True
         self._context = lib.llama_init_from_model(self._model, params)

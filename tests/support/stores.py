@@ -76,7 +76,7 @@ class LosingFiles(Files):
         self._rng = np.random.default_rng([seed, last])
         self._opened: list[int] = []
         self._written: list[tuple[int, int, bytes]] = []  # descriptor, offset, what was there before
-        self._renamed: list[tuple[Path, Path]] = []
+        self._renamed: list[tuple[Path, Path, bytes | None]] = []  # and what the new name had before
 
     def before(self, _name: str) -> None:
         """Counts a call."""
@@ -110,13 +110,14 @@ class LosingFiles(Files):
 
     def rename(self, old: Path, new: Path) -> None:
         self.before("rename")
+        replaced = new.read_bytes() if new.is_file() else None
         super().rename(old, new)
-        self._renamed.append((old, new))
+        self._renamed.append((old, new, replaced))
 
     def sync_folder(self, folder: Path) -> None:
         self.before("sync_folder")
         super().sync_folder(folder)
-        self._renamed = [pair for pair in self._renamed if pair[1].parent != folder]
+        self._renamed = [renamed for renamed in self._renamed if renamed[1].parent != folder]
 
     def lose_power(self) -> None:
         """What the drive has afterwards."""
@@ -129,8 +130,10 @@ class LosingFiles(Files):
             elif fate == 2:
                 os.ftruncate(copy, offset)
             os.close(copy)
-        for old_name, new_name in reversed(self._renamed):
+        for old_name, new_name, replaced in reversed(self._renamed):
             new_name.rename(old_name)
+            if replaced is not None:
+                new_name.write_bytes(replaced)
         for descriptor in self._opened:
             with contextlib.suppress(OSError):  # the writer closed it
                 os.close(descriptor)

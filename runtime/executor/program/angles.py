@@ -19,13 +19,16 @@ class Angles:
         """Of (cosines, sines) of positions 0 to stop - 1 for each of `ropes`; valid until a greater `stop` is asked."""
         places = []
         for rope in self.ropes:
-            factors = rope.factors(capacity_tokens)
-            table = self._tables.get((rope, factors))
-            if table is None:
-                table = self._tables[rope, factors] = self._table(rope, factors)
-            cos, sin = table.at(0, stop)
+            cos, sin = self.table(rope, capacity_tokens).at(0, stop)
             places.append((cos.ctypes.data, sin.ctypes.data))
         return places
+
+    def table(self, rope: Rope, capacity_tokens: int) -> RotaryTable:
+        """That of one of `ropes` for sequences of so many tokens."""
+        factors = rope.factors(capacity_tokens)
+        if (rope, factors) not in self._tables:
+            self._tables[rope, factors] = self._table(rope, factors)
+        return self._tables[rope, factors]
 
     def _table(self, rope: Rope, factors: TensorInfo | None) -> RotaryTable:
         if factors is None:

@@ -6,13 +6,15 @@ in chunks of any size and on any number of threads; caches change only when a wh
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu_kernels.kv_policy import KVPolicy
 from offload.cache_counts import CacheCounts
 from offload.errors import RequestError, UnsupportedModelError
+from offload.prefetch_gate import PrefetchMode
 from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.base import LogitsWanted, Step, checked_caches
@@ -26,29 +28,41 @@ LEAST_LAYERS = 3  # of a dense model that a cache keeps slots for
 
 
 class ProgramExecutor:
-    """Runs `model` with `weights`, which are loaded, on `threads` threads; caches hold float16.
+    """Runs `model` with `weights`, which are loaded, on `threads` threads; caches hold what `kv_policy` says.
 
     A run takes up to `chunk_tokens` tokens of a prompt, fewer where the experts they may use would not all find a slot.
     """
 
+    kv_kind: type[ProgramKV] = ProgramKV
+
     def __init__(
-        self, model: Model, weights: PanelWeights, *, threads: int = 1, chunk_tokens: int = CHUNK_TOKENS
+        self,
+        model: Model,
+        weights: PanelWeights,
+        *,
+        threads: int = 1,
+        chunk_tokens: int = CHUNK_TOKENS,
+        kv_policy: KVPolicy | None = None,
     ) -> None:
         """UnsupportedModelError for heads that the kernels do not know."""
         self.model = model
         self._weights = weights
+        self._kv_policy = kv_policy or KVPolicy()
         slots = sys.maxsize if weights.streamed is None else weights.streamed.slots.slots
         self._chunk_tokens = self._most_tokens = min(chunk_tokens, _tokens_that_slots_serve(model, slots))
         try:
-            self._runner = Runner(model, weights, threads, self._most_tokens)
+            self._runner = self._new_runner(threads)
         except ValueError as error:
             raise UnsupportedModelError(str(error), hint="run it with --loop sequential") from error
+
+    def _new_runner(self, threads: int) -> Runner:
+        return Runner(self.model, self._weights, threads, self._most_tokens)
 
     def new_kv(self, capacity_tokens: int) -> ProgramKV:
         """See `Executor`."""
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
-        return ProgramKV(model.block_count, *shape, capacity_tokens)
+        return ProgramKV(model.block_count, *shape, capacity_tokens, self._kv_policy)
 
     @property
     def cache_counts(self) -> CacheCounts | None:
@@ -59,6 +73,11 @@ class ProgramExecutor:
         """Make or load every kernel now, so that the first answer does not wait for them."""
         for count in (1, self._runner.few_tokens + 1):  # the two kinds of programs
             self.forward([Step([0] * count, self.new_kv(count))])
+
+    def set_prefetch(self, mode: PrefetchMode) -> None:
+        """See `PrefetchingExecutor`."""
+        if self._weights.streamed is not None:
+            self._weights.streamed.cache.set_prefetch(mode)
 
     def shrink_cache(self, num_bytes: int) -> int:
         """See `RoutedExecutor`."""
@@ -86,31 +105,43 @@ class ProgramExecutor:
         """See `ThreadedExecutor`. ValueError for fewer than 1 or more than 1024."""
         self._runner.set_threads(threads)
 
+    def features(self, tokens: int) -> NDArray[np.float32]:
+        """See `FeatureExecutor`."""
+        return self._runner.features(tokens)
+
     def close(self) -> None:
         """See `Executor`."""
         self._runner.close()
 
     def forward(self, steps: Sequence[Step], *, logits: LogitsWanted = "last") -> list[NDArray[np.float32]]:
         """See `Executor`. Sequences that go on by one token are computed together."""
-        caches = checked_caches(steps, ProgramKV, self.model.vocab_size)
+        caches = checked_caches(steps, self.kv_kind, self.model.vocab_size)
         lanes = [Lane(step.token_ids, kv, kv.length) for step, kv in zip(steps, caches, strict=True)]
         results: dict[int, NDArray[np.float32]] = {}
         single = sorted(
             (index for index, lane in enumerate(lanes) if len(lane.token_ids) == 1),
             key=lambda index: lanes[index].kv.layout.capacity_tokens,  # so that fewer programs are needed
         )
-        lanes_at_once = min(MAX_LANES, self._most_tokens)
-        for first in range(0, len(single), lanes_at_once):
-            together = single[first : first + lanes_at_once]
-            rows = self._runner.run([lanes[index] for index in together], 0 if logits == "none" else len(together))
+        for together in self._groups(single, lanes):
+            rows = self._compute([lanes[index] for index in together], 0 if logits == "none" else len(together))
             for place, index in enumerate(together):
                 results[index] = rows[place : place + 1] if logits != "none" else rows
         for index, lane in enumerate(lanes):
             if index not in results:
                 results[index] = self._in_chunks(lane, logits)
         for lane in lanes:
-            lane.kv.length = lane.stop
+            lane.kv.grow(lane.stop)
         return [results[index] for index in range(len(lanes))]
+
+    def _groups(self, single: Sequence[int], lanes: Sequence[Lane]) -> Iterator[Sequence[int]]:
+        """Indices of lanes that are computed together, of `single`."""
+        at_once = min(MAX_LANES, self._most_tokens)
+        for first in range(0, len(single), at_once):
+            yield single[first : first + at_once]
+
+    def _compute(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
+        """See `Runner.run`."""
+        return self._runner.run(lanes, logits_tokens)
 
     def _in_chunks(self, lane: Lane, wanted: LogitsWanted) -> NDArray[np.float32]:
         """All tokens of a sequence."""
@@ -119,7 +150,7 @@ class ProgramExecutor:
             chunk = Lane(lane.token_ids[first : first + self._most_tokens], lane.kv, lane.start + first)
             is_last = chunk.stop == lane.stop
             logits_tokens = len(chunk.token_ids) if wanted == "all" else int(wanted == "last" and is_last)
-            parts.append(self._runner.run([chunk], logits_tokens))
+            parts.append(self._compute([chunk], logits_tokens))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

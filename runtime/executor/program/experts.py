@@ -1,7 +1,10 @@
 """Rows of operations for a layer of routed experts. Knows nothing about how a step is run."""
 
+from dataclasses import dataclass
+
 from cpu_kernels.activations import ActivationBuffer
 from cpu_kernels.elementwise import add_gated_row, rms_norm_row
+from cpu_kernels.expert_split import combine_share_row, gather_share_row
 from cpu_kernels.experts import (
     expert_matmul_row,
     most_columns,
@@ -23,6 +26,38 @@ from runtime.executor.program.routing import Routing
 from runtime.panel import Panel, joined
 
 
+@dataclass(frozen=True, slots=True)
+class RoutingTables:
+    """Addresses of what a layer's router decided and of its pairs by expert: see `cpu_kernels.router`."""
+
+    topk_ids: int
+    topk_weights: int
+    offsets: int
+    slot_of_pair: int
+    token_of_slot: int
+
+    @classmethod
+    def of(cls, emitter: Emitter, layer: Layer, experts: Experts) -> "RoutingTables":
+        """Those of a layer; but for the routing that is kept, they are shared by all layers."""
+        workspace, pairs = emitter.workspace, emitter.capacity * experts.used_count
+        routing = Routing(workspace, pairs, layer.index if emitter.keeps_routing else None)
+        return cls(
+            int(routing.ids.ctypes.data),
+            int(routing.weights.ctypes.data),
+            workspace.integers("expert_offsets", experts.count + 1),
+            workspace.integers("slot_of_pair", pairs),
+            workspace.integers("token_of_slot", pairs),
+        )
+
+
+def add_expert_share(emitter: Emitter, layer: Layer, experts: Experts, *, normed: Matrix, out: Matrix) -> None:
+    """out = what those of a token's experts make of `normed` that `expert_split.split_row` left in the layer's tables.
+
+    The shared expert is left out.
+    """
+    _Experts(emitter, layer, experts).add_share(normed, out)
+
+
 def add_experts(emitter: Emitter, layer: Layer, experts: Experts, *, normed: Matrix, out: Matrix) -> None:
     """out = what the chosen experts and the shared one make of `normed`."""
     _Experts(emitter, layer, experts).add(normed, out)
@@ -42,11 +77,7 @@ class _Experts:
         self.tile_columns = self._tile_columns()
         self.columns = most_columns(capacity, experts.used_count, experts.count, self.tile_columns)
         segments = most_segments(capacity, experts.used_count, experts.count)
-        routing = Routing(workspace, self.slots, layer.index if emitter.keeps_routing else None)
-        self.topk_ids, self.topk_weights = int(routing.ids.ctypes.data), int(routing.weights.ctypes.data)
-        self.offsets = workspace.integers("expert_offsets", experts.count + 1)
-        self.slot_of_pair = workspace.integers("slot_of_pair", self.slots)
-        self.token_of_slot = workspace.integers("token_of_slot", self.slots)
+        self.tables = RoutingTables.of(emitter, layer, experts)
         self.segments = workspace.integers("segments", 4 * segments)
 
     def _tile_columns(self) -> int:
@@ -57,52 +88,73 @@ class _Experts:
 
     def add(self, normed: Matrix, out: Matrix) -> None:
         """Router, gate and up, down, and the weighted sum."""
-        emitter, layer, used = self.emitter, self.layer, self.experts.used_count
-        program, isa, workspace = emitter.program, emitter.isa, emitter.workspace
+        emitter, used, tables = self.emitter, self.experts.used_count, self.tables
         self._add_routing(normed)
+        self._add_segments()
+        inputs = emitter.workspace.matrix("slots_normed", self.slots, normed.columns)
+        slots = times(TOKENS, used)
+        emitter.program.add(gather_row(inputs, normed, tables.token_of_slot, slots, isa=emitter.isa))
+        outputs = self._add_ffn(inputs)
+        place = (out, outputs, tables.topk_weights, tables.slot_of_pair, TOKENS)
+        emitter.program.add(combine_row(*place, used=used, isa=emitter.isa))
+
+    def add_share(self, normed: Matrix, out: Matrix) -> None:
+        """`add` for pairs that have slots already, some having none."""
+        emitter, used, tables = self.emitter, self.experts.used_count, self.tables
+        self._add_segments()
+        inputs = emitter.workspace.matrix("slots_normed", self.slots, normed.columns)
+        slots = times(TOKENS, used)
+        emitter.program.add(gather_share_row(inputs, normed, tables.token_of_slot, slots, isa=emitter.isa))
+        outputs = self._add_ffn(inputs)
+        place = (out, outputs, tables.topk_weights, tables.slot_of_pair, TOKENS)
+        emitter.program.add(combine_share_row(*place, used=used, isa=emitter.isa))
+
+    def _add_ffn(self, inputs: Matrix) -> Matrix:
+        """What the experts make of their slots' inputs."""
+        emitter, layer, workspace = self.emitter, self.layer, self.emitter.workspace
         gate, up, down = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
         assert gate is not None and up is not None and down is not None, "a checked description has all experts"
         width = gate.shape[1]
         gate_up = workspace.matrix("slots_gate_up", self.slots, 2 * width)
-        inputs = workspace.matrix("slots_normed", self.slots, normed.columns)
-        program.add(gather_row(inputs, normed, self.token_of_slot, times(TOKENS, used), isa=isa))
         self._add_products(inputs, [gate, up], gate_up)
         self._add_scale(gate_up.slice(0, width), layer.ffn_gate_exps_scale)
         self._add_scale(gate_up.slice(width, width), layer.ffn_up_exps_scale)
-        inner = emitter.gate(gate_up, times(TOKENS, used))
+        inner = emitter.gate(gate_up, times(TOKENS, self.experts.used_count))
         outputs = workspace.matrix("slots_down", self.slots, down.shape[1])
         self._add_products(inner, [down], outputs)
         self._add_scale(outputs, layer.ffn_down_exps_scale)
-        program.add(combine_row(out, outputs, self.topk_weights, self.slot_of_pair, TOKENS, used=used, isa=isa))
+        return outputs
 
     def _add_routing(self, normed: Matrix) -> None:
-        emitter, experts = self.emitter, self.experts
+        emitter, experts, tables = self.emitter, self.experts, self.tables
         program, used = emitter.program, experts.used_count
         logits = emitter.matrix("router_logits", experts.count)
         emitter.linear(normed, [Linear.of(self.layer, "ffn_gate_inp")], logits)
         program.add(
             route_row(
-                *(logits, self.topk_ids, self.topk_weights, TOKENS),
+                *(logits, tables.topk_ids, tables.topk_weights, TOKENS),
                 used=used,
                 norm=experts.weights_norm,
                 scale=experts.weights_scale,
                 status=program.status_address,
             )
         )
-        tables = (self.offsets, self.slot_of_pair, self.token_of_slot)
         program.add(
             group_row(
-                *(self.topk_ids, TOKENS),
+                *(tables.topk_ids, TOKENS),
                 used=used,
                 experts=experts.count,
-                offsets=tables[0],
-                slot_of_pair=tables[1],
-                token_of_slot=tables[2],
+                offsets=tables.offsets,
+                slot_of_pair=tables.slot_of_pair,
+                token_of_slot=tables.token_of_slot,
             )
         )
-        program.add(
-            segments_row(self.offsets, self.segments, SEGMENTS, experts=experts.count, tile_columns=self.tile_columns)
-        )
+
+    def _add_segments(self) -> None:
+        """The table of experts that have slots; those that are not in memory are asked for."""
+        emitter, experts = self.emitter, self.experts
+        place = (self.tables.offsets, self.segments, SEGMENTS)
+        emitter.program.add(segments_row(*place, experts=experts.count, tile_columns=self.tile_columns))
         if emitter.weights.streamed is not None:
             emitter.look_up(self.layer, self.segments, SEGMENTS)
         if emitter.foresees:

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows, tile_tokens
-from cpu_kernels.elementwise import add_norm_row, rms_norm_row, softcap_row
-from cpu_kernels.heads import Rotation, heads_row
-from cpu_kernels.kv_layout import KVLayout, KVMemory
+from cpu_kernels.elementwise import add_norm_row, add_row, rms_norm_row, softcap_row
+from cpu_kernels.heads import Rotation, code_keys_row, heads_row
+from cpu_kernels.kv_layout import KVMemory
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.program import Field, Parameter, Program
 from offload.gguf import TensorInfo
 from runtime.architectures.base import Layer, QKNorm, Rope, RopeOrder
 from runtime.executor.program.emitter import Emitter, Inputs
 from runtime.executor.program.experts import add_experts
-from runtime.executor.program.kv import layer_bytes
+from runtime.executor.program.kv import SequenceLayout
 from runtime.executor.program.linear import Linear
 from runtime.executor.program.parameters import TOKENS, WANTED, Name
 
@@ -37,14 +37,18 @@ class Lowering:
         self._pending: TensorInfo | bool = False  # whether `delta` is still to be added to x, and the norm before
         self._ropes = list(dict.fromkeys(layer.rope for layer in self._model.layers))
 
-    def step(self, layouts: Sequence[KVLayout], *, split: bool) -> Program:
+    def step(self, layouts: Sequence[SequenceLayout], *, split: bool) -> Program:
         """All layers and the output head for lanes whose caches are laid out so: one lane of any number of tokens, or
         several of one token each. `split`: shares the context of few tokens among the threads.
         """
         for layer in self._model.layers:
             self._emitter.look_up_matrices(layer)
-            self._attention(layer, layouts, split)
-            self._feed_forward(layer)
+            self.attention(layer, layouts, split=split)
+            self.feed_forward(layer)
+        return self.output()
+
+    def output(self) -> Program:
+        """The norm of all tokens, and the output head."""
         self._norm(self._model.output_norm)
         return self.head()
 
@@ -61,15 +65,38 @@ class Lowering:
             self._program.add(softcap_row(logits, WANTED, cap=model.logit_softcap, isa=self._isa))
         return self._program
 
-    def _attention(self, layer: Layer, layouts: Sequence[KVLayout], split: bool) -> None:
-        model = self._model
+    def settle(self) -> None:
+        """What is still to be added to x is added, so that x can be read."""
+        if self._pending is False:
+            return
+        if self._pending is not True:
+            self._emitter.norm_in_place(self._delta, self._pending)
+        self._program.add(add_row(self._x, self._x, self._delta, TOKENS, isa=self._isa))
+        self._pending = False
+
+    def attention(self, layer: Layer, layouts: Sequence[SequenceLayout], *, split: bool) -> None:
+        """x plus what a layer's attention makes of it; `layouts` and `split` as for `step`."""
         self._norm(layer.attn_norm)
+        names = ("attn_q", "attn_k", "attn_v") if layer.attn_qkv is None else ("attn_qkv",)
+        qkv, attended = self.attention_matrices()
+        self._emitter.linear(self._normed, [Linear.of(layer, name) for name in names], qkv)
+        self.attend(layer, layouts, split=split)
+        self._emitter.norm_in_place(attended, layer.attn_sub_norm)
+        self._to_residual(attended, Linear.of(layer, "attn_output"), layer.post_attention_norm)
+
+    def attention_matrices(self) -> tuple[Matrix, Matrix]:
+        """Queries, keys and values side by side, and what attention makes of them."""
+        model = self._model
+        columns = model.head_count * model.key_length + model.head_count_kv * (model.key_length + model.value_length)
+        attended = self._emitter.matrix("attended", model.head_count * model.value_length)
+        return self._emitter.matrix("qkv", columns), attended
+
+    def attend(self, layer: Layer, layouts: Sequence[SequenceLayout], *, split: bool) -> None:
+        """From one of `attention_matrices` to the other: norms of heads, positions, the cache, and attention."""
+        model = self._model
         q, k = model.head_count * model.key_length, model.head_count_kv * model.key_length
         v = model.head_count_kv * model.value_length
-        names = ("attn_q", "attn_k", "attn_v") if layer.attn_qkv is None else ("attn_qkv",)
-        qkv = self._emitter.matrix("qkv", q + k + v)
-        self._emitter.linear(self._normed, [Linear.of(layer, name) for name in names], qkv)
-        attended = self._emitter.matrix("attended", model.head_count * model.value_length)
+        qkv, attended = self.attention_matrices()
         head_norms = self._norm_heads(layer, qkv.slice(0, q), qkv.slice(q, k))
         tokens: Field = TOKENS if len(layouts) == 1 else 1
         for number, layout in enumerate(layouts):
@@ -87,11 +114,12 @@ class Lowering:
                     isa=self._isa,
                 )
             )
-            self._attend(layer, attended.rows_from(number), queries, lane, split=split)
-        self._emitter.norm_in_place(attended, layer.attn_sub_norm)
-        self._to_residual(attended, Linear.of(layer, "attn_output"), layer.post_attention_norm)
+            memory = lane.memory(layer)
+            if memory.layout.has_window:
+                self._program.add(code_keys_row(memory, tokens=tokens, start=lane.start, isa=self._isa))
+            self._attend_lane(layer, attended.rows_from(number), queries, lane, split=split)
 
-    def _attend(self, layer: Layer, out: Matrix, queries: Matrix, lane: "_Lane", *, split: bool) -> None:
+    def _attend_lane(self, layer: Layer, out: Matrix, queries: Matrix, lane: "_Lane", *, split: bool) -> None:
         model, isa, memory = self._model, self._isa, lane.memory(layer)
         scale, window, softcap = model.attention_scale, layer.sliding_window, model.attention_softcap
         if not split:
@@ -135,7 +163,8 @@ class Lowering:
             self._emitter.norm_in_place(matrix, norm, heads=heads)
         return None, None
 
-    def _feed_forward(self, layer: Layer) -> None:
+    def feed_forward(self, layer: Layer) -> None:
+        """x plus what a layer's feed-forward or its experts make of it."""
         self._norm(layer.ffn_norm)
         if self._model.experts is not None:
             add_experts(self._emitter, layer, self._model.experts, normed=self._normed, out=self._delta)
@@ -174,7 +203,7 @@ class _Lane:
     """What rows need to know of one sequence."""
 
     number: int
-    layout: KVLayout
+    layout: SequenceLayout
     tokens: Field
     rope: int
 
@@ -185,9 +214,10 @@ class _Lane:
 
     def memory(self, layer: Layer) -> KVMemory:
         """Where a layer's keys and values lie."""
-        name, offset = Name.KV.of(self.number), layer.index * layer_bytes(self.layout)
-        keys, values = Parameter(name, offset=offset), Parameter(name, offset=offset + self.layout.key_bytes)
-        return KVMemory(self.layout, keys, values)
+        of_layer, name = self.layout.layers[layer.index], Name.KV.of(self.number)
+        start, window = self.layout.starts[layer.index], self.layout.window_starts[layer.index]
+        keys, values = Parameter(name, offset=start), Parameter(name, offset=start + of_layer.key_bytes)
+        return KVMemory(of_layer, keys, values, Parameter(Name.WINDOW.of(self.number), offset=window))
 
     def rotation(self, rope: Rope) -> Rotation:
         """How a layer's heads turn."""

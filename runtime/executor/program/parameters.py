@@ -19,6 +19,7 @@ class Name(StrEnum):
     START = "start"  # position of the first token
     PIECES = "pieces"  # of the context, where few tokens share it out
     KV = "kv"  # address of the cache
+    WINDOW = "window"  # address of the cache's windows of keys
     COS = "cos"  # addresses of angles; the number of the model's `Rope` follows
     SIN = "sin"
 

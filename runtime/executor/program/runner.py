@@ -3,8 +3,8 @@
 Knows nothing of requests or of what caches hold: `Lane` says where in its cache a sequence goes on.
 """
 
-from collections import OrderedDict
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from cpu_kernels.attention import pieces_of, tile_tokens
 from cpu_kernels.experts import most_segments
-from cpu_kernels.kv_layout import KVLayout
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
 from offload.errors import ModelFormatError
@@ -22,7 +21,7 @@ from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
 from runtime.executor.program.emitter import Emitter
-from runtime.executor.program.kv import ProgramKV
+from runtime.executor.program.kv import ProgramKV, SequenceLayout
 from runtime.executor.program.lowering import Lowering
 from runtime.executor.program.parameters import Name
 from runtime.executor.program.routing import Routing
@@ -30,7 +29,7 @@ from runtime.executor.program.workspace import Workspace
 from runtime.panels import PanelWeights
 
 LOGITS_TOKENS = 16  # whose logits are computed in one run
-MAX_LANES = 8
+MAX_LANES = 64
 MAX_PROGRAMS = 64
 
 
@@ -54,20 +53,38 @@ class Runner:
     ValueError for heads that the kernels do not know.
     """
 
-    def __init__(self, model: Model, weights: PanelWeights, threads: int, chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        weights: PanelWeights,
+        threads: int,
+        chunk_tokens: int,
+        workspace: Workspace | None = None,
+    ) -> None:
         self._model = model
         self._weights = weights
         self._chunk_tokens = max(chunk_tokens, MAX_LANES)
         self.few_tokens = tile_tokens(model.head_count, model.head_count_kv)
-        self._workspace = Workspace()
+        self._workspace = workspace or Workspace()
         self._x = self._workspace.array("x", self._chunk_tokens, model.embedding_length)
         self._normed = self._workspace.matrix("normed", self._chunk_tokens, model.embedding_length)
         self._logits = self._workspace.array("logits", LOGITS_TOKENS, model.vocab_size)
         self._angles = Angles(model, weights)
         self._recorder: TraceRecorder | None = None
-        self._head = _Settable(self._lowering().head())
-        self._programs: OrderedDict[tuple[tuple[KVLayout, ...], bool, bool], _Settable] = OrderedDict()
+        self._head: Settable | None = None
+        self._programs: OrderedDict[tuple[tuple[SequenceLayout, ...], bool, bool], Settable] = OrderedDict()
         self._pool = Pool(threads)
+        self._ran_tokens = 0
+
+    def features(self, tokens: int) -> NDArray[np.float32]:
+        """Hidden states behind the output norm of the last run's last tokens, (tokens, width): a copy.
+
+        ValueError for more than it had.
+        """
+        if tokens > self._ran_tokens:
+            raise ValueError(f"features of {tokens} tokens after a run of {self._ran_tokens}")
+        rows = self._workspace.array("normed", self._chunk_tokens, self._model.embedding_length)
+        return rows[self._ran_tokens - tokens : self._ran_tokens].copy()
 
     def record(self, recorder: TraceRecorder) -> None:
         """Hands the routing of every run to `recorder` from now on."""
@@ -94,6 +111,7 @@ class Runner:
         token_ids = [token for lane in lanes for token in lane.token_ids]
         count = len(token_ids)
         self._embed(token_ids)
+        self._ran_tokens = count
         # experts are guessed where each sequence goes on by a token: the runs that are compared must be alike
         guessing = self._streamed_experts() if count == len(lanes) else None
         program = self._program(
@@ -109,7 +127,7 @@ class Runner:
             self._set_lane(program, number, lane)
         at_once = logits_tokens if logits_tokens <= LOGITS_TOKENS else 0
         started = time.perf_counter()
-        self._run(program, count - at_once, at_once)
+        self._step(program, lanes, count - at_once, at_once)
         if guessing is not None:
             guessing.run_took(time.perf_counter() - started, count)
         if self._recorder is not None:
@@ -118,9 +136,19 @@ class Runner:
         logits[:at_once] = self._logits[:at_once]
         for first in range(at_once, logits_tokens, LOGITS_TOKENS):
             last = min(first + LOGITS_TOKENS, logits_tokens)
-            self._run(self._head, count - logits_tokens + first, last - first)
+            self._more_logits(count - logits_tokens + first, last - first)
             logits[first:last] = self._logits[: last - first]
         return logits
+
+    def _step(self, program: "Settable", lanes: Sequence[Lane], first_wanted: int, wanted: int) -> None:
+        """A run of all layers, and the logits of some of its tokens."""
+        self._run(program, first_wanted, wanted)
+
+    def _more_logits(self, first_wanted: int, wanted: int) -> None:
+        """The logits of other tokens of the last run."""
+        if self._head is None:
+            self._head = Settable(self._lowering().head())
+        self._run(self._head, first_wanted, wanted)
 
     def _embed(self, token_ids: Sequence[int]) -> None:
         rows = self._x[: len(token_ids)]
@@ -128,15 +156,16 @@ class Runner:
         if self._model.embedding_scale != 1.0:
             rows *= np.float32(self._model.embedding_scale)
 
-    def _set_lane(self, program: "_Settable", number: int, lane: Lane) -> None:
+    def _set_lane(self, program: "Settable", number: int, lane: Lane) -> None:
         program.set(Name.START.of(number), lane.start)
         program.set(Name.PIECES.of(number), pieces_of(lane.stop))
         program.set(Name.KV.of(number), lane.kv.address)
+        program.set(Name.WINDOW.of(number), lane.kv.window_address)
         for rope, (cos, sin) in enumerate(self._angles.addresses(lane.kv.capacity_tokens, lane.stop)):
             program.set(Name.COS.of(number, rope), cos)
             program.set(Name.SIN.of(number, rope), sin)
 
-    def _run(self, program: "_Settable", first_wanted: int, wanted: int) -> None:
+    def _run(self, program: "Settable", first_wanted: int, wanted: int) -> None:
         program.set(Name.WANTED, wanted)
         program.set(Name.FIRST_WANTED, self._normed.address + first_wanted * self._normed.stride_bytes)
         try:
@@ -168,22 +197,27 @@ class Runner:
         streamed = self._weights.streamed
         return None if streamed is None or self._model.experts is None else streamed.cache
 
-    def _program(self, layouts: tuple[KVLayout, ...], *, split: bool, foresees: bool) -> "_Settable":
+    def _program(self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool) -> "Settable":
         key = (layouts, split, foresees)
         if key not in self._programs:
-            self._programs[key] = _Settable(self._lowering(foresees=foresees).step(layouts, split=split))
+            self._programs[key] = Settable(self._new_program(layouts, split=split, foresees=foresees))
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
 
+    def _new_program(self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool) -> Program:
+        return self._lowering(foresees=foresees).step(layouts, split=split)
+
     def _lowering(self, *, foresees: bool = False) -> Lowering:
+        return Lowering(self._emitter(foresees=foresees), LOGITS_TOKENS)
+
+    def _emitter(self, *, foresees: bool = False) -> Emitter:
         place = (self._model, self._weights, self._workspace, self._chunk_tokens)
-        emitter = Emitter(*place, keeps_routing=self._recorder is not None, foresees=foresees)
-        return Lowering(emitter, LOGITS_TOKENS)
+        return Emitter(*place, keeps_routing=self._recorder is not None, foresees=foresees)
 
 
-class _Settable:
+class Settable:
     """A program whose parameters are set only when they change."""
 
     def __init__(self, program: Program) -> None:

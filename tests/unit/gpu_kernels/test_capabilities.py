@@ -65,7 +65,12 @@ def test_a_driver_that_torch_cannot_use(nvidia: Path, monkeypatch: pytest.Monkey
     assert detect(root=nvidia) is None
     why = why_no_gpu(root=nvidia)
     assert why is not None
-    assert "cannot use it" in why.reason
+    assert why.reason == "an NVIDIA driver is there, but torch 2.9.0 cannot use it"
+    version = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13 16:14:05 UTC 2021\n"
+    (nvidia / "proc/driver/nvidia/version").write_text(version)
+    why = why_no_gpu(root=nvidia)
+    assert why is not None
+    assert why.reason == "an NVIDIA driver 470.57.02 is there, but torch 2.9.0 cannot use it"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_the_urgent_come_first(source: ByteSource, monkeypatch: pytest.MonkeyPat
         reader.hurry(later)
         gate.open.set()
         reader.drain()
-    assert answers.order == [0, 1, 4, 3, 2]
+    assert answers.order == [0, 4, 1, 3, 2]
 
 
 def test_a_read_that_has_not_begun_is_cancelled(source: ByteSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_without_direct_reads_the_page_cache_does(
     def refuse(*_: object) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr("offload.flash.os.open", refuse)
+    monkeypatch.setattr("offload.direct_file.os.open", refuse)
     with FlashReader([source], most_bytes=100) as reader:
         assert reader.mode is ReadMode.BUFFERED
         assert "no direct reads here" in caplog.text

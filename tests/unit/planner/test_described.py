@@ -11,6 +11,7 @@ from offload.tiers import Device, Tier
 from planner.budget import GIB, MIB, Budget
 from planner.described import with_other_tiers
 from planner.machine import Machine
+from planner.machine_files import load_machine
 from planner.plan import Bottleneck, Objective, Plan
 from planner.plan_check import check_runnable
 from planner.question import Here, Wish, ask
@@ -194,3 +195,16 @@ def test_a_plan_never_exceeds_its_budget(
     assert context is None or plan.settings.context_tokens == context
     assert plan.predicted.decode_tokens_per_s > 0
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_dense_weights_are_loaded_to_the_gpu_for_prompts_and_never_for_a_token() -> None:
+    """The link reads the same RAM as the CPU: only where the CPU computes longer than a copy takes it pays."""
+    loaded = {
+        objective: sum(
+            p.device is Device.GPU and p.tier is not Tier.GPU
+            for p in planned(llama_8b(), load_machine("laptop"), objective=objective).placements
+        )
+        for objective in (Objective.LATENCY, Objective.TTFT)
+    }
+    assert loaded[Objective.LATENCY] == 0
+    assert loaded[Objective.TTFT] > 0

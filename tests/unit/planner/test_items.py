@@ -121,3 +121,32 @@ def test_objectives_look_at_different_steps() -> None:
         for objective in (Objective.LATENCY, Objective.TTFT, Objective.THROUGHPUT)
     )
     assert token < batch < chunk
+
+
+def test_buffers_for_loads_to_the_gpu_are_shared() -> None:
+    options = [option for item in problem(MIXTURE).items for option in item.options]
+    loaded = [option for option in options if option.device is Device.GPU and option.tier is not Tier.GPU]
+    assert loaded
+    assert all(option.gpu_bytes == 0 for option in loaded)
+    still = placement_problem(
+        MIXTURE,
+        LAPTOP,
+        SETTINGS,
+        objective=Objective.LATENCY,
+        ram_bytes=1 << 40,
+        gpu_bytes=4 << 30,
+        tiers=frozenset({(Tier.GPU, Device.GPU), (Tier.RAM, Device.CPU)}),
+    )
+    assert problem(MIXTURE).gpu_bytes < still.gpu_bytes == 4 << 30
+    routed = placement_problem(
+        MIXTURE,
+        LAPTOP,
+        SETTINGS,
+        objective=Objective.LATENCY,
+        ram_bytes=1 << 40,
+        gpu_bytes=4 << 30,
+        tiers=PLACES,
+        loads_dense=False,
+    )
+    assert problem(MIXTURE).gpu_bytes < routed.gpu_bytes < still.gpu_bytes
+    assert {item.routed for item in routed.items for option in item.options if option.load_bytes} == {True}

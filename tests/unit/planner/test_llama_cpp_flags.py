@@ -109,3 +109,13 @@ def test_divided_experts_are_held_back_whole() -> None:
     flags = llama_cpp_flags(replace(made, placements=tuple(placements)))
     assert matched(flags, 1, "ffn_up_exps")
     assert any("one memory" in line for line in flags.unlike)
+
+
+def test_slots_for_experts_become_whole_layers() -> None:
+    made = plan(lambda p: Tier.RAM if p.kind in (UnitKind.EXPERTS, UnitKind.EMBEDDING) else Tier.GPU)
+    hybrid = replace(made, settings=replace(made.settings, loop="hybrid", gpu_slots=17))
+    flags = llama_cpp_flags(hybrid)
+    assert (flags.gpu_layers, flags.cpu_expert_layers) == (5, 2)
+    assert any("whole layers of experts" in line for line in flags.unlike)
+    resident = replace(made, settings=replace(made.settings, loop="hybrid", gpu_slots=0))
+    assert llama_cpp_flags(resident).cpu_expert_layers == 4

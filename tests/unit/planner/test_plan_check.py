@@ -40,7 +40,7 @@ def test_a_plan_of_this_version_is_runnable(model: HeaderOnly, plan: Plan) -> No
     ("path", "value", "message"),
     [
         (("machine", "here"), False, "simulated, and cannot be run"),
-        (("settings", "loop"), "fastest", "settings.loop is 'fastest'; it must be one of sequential, program"),
+        (("settings", "loop"), "fastest", "settings.loop is 'fastest'; it must be one of hybrid, sequential, program"),
         (("settings", "loop"), "simulated", "settings.loop is 'simulated'"),
         (("settings", "device"), "cuda:0", "settings.device is 'cuda:0'; the program loop runs on cpu"),
         (("settings", "weights_form"), "float32", "weights_form is float32; the program loop on cpu takes packed"),

@@ -63,7 +63,7 @@ def test_unknown_units_are_refused() -> None:
 
 def test_of_this_machine_what_is_not_executed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     on = machine(ram_bytes=16 * GIB, gpu_bytes=8 * GIB)
-    monkeypatch.setattr("planner.spread.machine_here", lambda *_: on)
+    monkeypatch.setattr("planner.why.machine_of", lambda _: on)
     question = ask(llama_8b(), Budget(16 * GIB, 8 * GIB, "test", "a GPU"), Here(profile()), Wish())  # type: ignore[arg-type]
     choices = by_place(why(question, solve(question), "blk.0.dense_ffn"))
     assert choices[Tier.RAM, Device.CPU].taken

@@ -65,7 +65,7 @@ def loaded(library, plan):
         "threads": context.n_threads,
         "context_tokens": context.n_ctx,
         "batch_tokens": context.n_ubatch,
-        "kv_type": {library.GGML_TYPE_F16: "f16", library.GGML_TYPE_F32: "f32"}[context.type_k],
+        "key_type": {library.GGML_TYPE_F16: "f16", library.GGML_TYPE_F32: "f32"}[context.type_k],
         "held_back": tuple(library.held_back),
     }
 

@@ -223,11 +223,11 @@ def test_while_memory_is_short_a_batch_goes_one_by_one(demo_engine, monkeypatch)
 
     monkeypatch.setattr(demo_engine.executor, "forward", counted)
     with monkeypatch.context() as short:
-        short.setattr(demo_engine._replanner, "_ram", lambda: (0, "free memory"))
-        demo_engine._replanner.prompt_step()
+        short.setattr(demo_engine._stepper.replanner, "_ram", lambda: (0, "free memory"))
+        demo_engine._stepper.replanner.prompt_step()
         assert [answer.text for _, answer in sorted(demo_engine.stream_batch(requests))] == reference
     assert set(together) == {1}
-    demo_engine._replanner.prompt_step()
+    demo_engine._stepper.replanner.prompt_step()
     list(demo_engine.stream_batch(requests))
     assert max(together) == 4
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cpu_kernels.isa import current
 from offload.errors import StrataError
-from offload.expert_cache import Piece
+from offload.expert_load import Piece
 from offload.flash import FlashReader, ReadMode
 from offload.gguf import GGUFFile
 from offload.store import Store

@@ -1,5 +1,6 @@
 """Experts that are read when they are needed: the same logits as from RAM, bit for bit, whatever is cached and how."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offload import prefetch_gate
 from offload.errors import RequestError
 from offload.flash import ReadMode
 from offload.policies import PolicyName
+from offload.prefetch_gate import PrefetchMode
 from offload.trace_replay import replay
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
@@ -59,12 +62,11 @@ def test_logits_do_not_depend_on_the_cache(name: str, quant_type: str, folder: P
         mode=st.sampled_from(list(ReadMode)),
         threads=st.integers(1, 2),
         chunk=st.integers(1, 32),
+        prefetch=st.sampled_from([PrefetchMode.OFF, PrefetchMode.ON]),
     )
-    def check(slots: int, policy: PolicyName, mode: ReadMode, threads: int, chunk: int) -> None:
-        with programs.streaming(path, slots, policy=policy, mode=mode, threads=threads, chunk_tokens=chunk) as (
-            runner,
-            experts,
-        ):
+    def check(slots: int, policy: PolicyName, mode: ReadMode, threads: int, chunk: int, prefetch: PrefetchMode) -> None:
+        options = {"policy": policy, "mode": mode, "threads": threads, "chunk_tokens": chunk, "prefetch": prefetch}
+        with programs.streaming(path, slots, **options) as (runner, experts):
             np.testing.assert_array_equal(run(runner), wanted)
             counts = experts.cache.counts
         assert counts.misses + counts.read_ahead > 0
@@ -106,6 +108,55 @@ def test_routing_is_recorded_whether_streamed_or_not(folder: Path) -> None:
         run(runner)
         counts = streamed.cache.counts
     assert counts.misses + counts.read_ahead >= replayed.lookups - replayed.hits
+
+
+def decoded(runner: ProgramExecutor, sequences: int, tokens: int) -> np.ndarray:
+    """Logits of so many tokens of some sequences that advance together, (tokens, sequences, vocab)."""
+    caches = [runner.new_kv(32) for _ in range(sequences)]
+    rows = [[runner.forward([Step(IDS[number % 7 : number % 7 + 3], kv)])[0] for number, kv in enumerate(caches)]]
+    for token in range(tokens):
+        steps = [Step([IDS[(token + 5 * number) % len(IDS)]], kv) for number, kv in enumerate(caches)]
+        rows.append(runner.forward(steps))
+    return np.array(rows)[:, :, -1]
+
+
+@pytest.mark.parametrize("prefetch", list(PrefetchMode))
+@pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe"])
+def test_guesses_do_not_change_what_is_computed(
+    name: str, prefetch: PrefetchMode, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting, value in (("WINDOW_TOKENS", 2), ("SETTLING_TOKENS", 0), ("KEPT_TOKENS", 4)):
+        monkeypatch.setattr(prefetch_gate, setting, value)
+    path = folder / f"{name}-4.gguf"  # with slots for two of four layers
+    if not path.exists():
+        models.write_model(path, replace(models.spec_of(name), blocks=4), "Q8_0")
+    with programs.executor(path) as resident:
+        wanted = decoded(resident, 1, 24)
+        assert resident.model.experts is not None
+        slots = 2 * resident.model.experts.count
+    with programs.streaming(path, slots, prefetch=prefetch) as (runner, streamed):
+        np.testing.assert_array_equal(decoded(runner, 1, 24), wanted)
+        counts = streamed.cache.counts
+    assert (counts.foreseen > 0) is (prefetch is not PrefetchMode.OFF)
+    assert (counts.trial is not None) is (prefetch is PrefetchMode.AUTO)
+    assert counts.foreseen_used <= counts.foreseen
+
+
+@pytest.mark.parametrize("prefetch", [PrefetchMode.OFF, PrefetchMode.ON])
+@pytest.mark.parametrize("name", ["qwen3moe", "llama"])
+def test_many_sequences_get_what_each_gets_alone(name: str, prefetch: PrefetchMode, folder: Path) -> None:
+    path, sequences = generated(folder, name), 40
+    with programs.executor(path) as resident:
+        together = decoded(resident, sequences, 3)
+        for number in (0, 7, 39):
+            kv = resident.new_kv(32)
+            rows = [resident.forward([Step(IDS[number % 7 : number % 7 + 3], kv)])[0][-1]]
+            rows += [resident.forward([Step([IDS[(token + 5 * number) % len(IDS)]], kv)])[0][-1] for token in range(3)]
+            np.testing.assert_array_equal(together[:, number], rows)
+        experts = resident.model.experts
+    slots = 2 if experts is None else experts.count
+    with programs.streaming(path, slots, prefetch=prefetch) as (runner, _):
+        np.testing.assert_array_equal(decoded(runner, sequences, 3), together)
 
 
 def test_a_dense_model_has_no_routing_to_record(folder: Path) -> None:

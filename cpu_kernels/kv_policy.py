@@ -1,0 +1,77 @@
+"""Which types the layers of a sequence keep keys and values in, and which heads are turned before they are rounded.
+
+First and last layers are kept in 8 bits where less was asked for: models with biases on keys break there. Knows nothing
+about models but the number of their layers and the lengths of their heads.
+"""
+
+from dataclasses import dataclass
+
+from cpu_kernels.kv_layout import KVLayout, can_rotate
+from cpu_kernels.kv_types import BLOCK_TOKENS, KVType
+
+TURNED_KEYS = frozenset({KVType.Q4_0})
+TURNED_VALUES = frozenset({KVType.Q4_0})
+EDGE_TYPE = KVType.Q8_0
+HELD_WINDOW_BLOCKS = 2  # of a window, between two steps: the newest tokens' own, and one for drafts that are taken back
+
+
+@dataclass(frozen=True, slots=True)
+class KVPolicy:
+    """The types asked for; `keeps_edges`: first and last layer have at least 8 bits."""
+
+    key: KVType = KVType.F16
+    value: KVType = KVType.F16
+    keeps_edges: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all is float16."""
+        return self.key is KVType.F16 and self.value is KVType.F16
+
+    @property
+    def name(self) -> str:
+        """Says all that the kept bits depend on."""
+        return f"{self.key}/{self.value}{'' if self.keeps_edges else ' in every layer'}"
+
+    def of_layer(self, layer: int, layers: int) -> tuple[KVType, KVType]:
+        """The types of one of `layers` layers' keys and values."""
+        if not self.keeps_edges or layer not in (0, layers - 1):
+            return self.key, self.value
+        key, value = (EDGE_TYPE if kind.bits < EDGE_TYPE.bits else kind for kind in (self.key, self.value))
+        return key, value
+
+    def layouts(
+        self, layers: int, kv_heads: int, key_length: int, value_length: int, capacity_tokens: int
+    ) -> tuple[KVLayout, ...]:
+        """Of all layers."""
+        return tuple(
+            _layout(*self.of_layer(layer, layers), (kv_heads, key_length, value_length, capacity_tokens))
+            for layer in range(layers)
+        )
+
+
+def token_bytes(key: KVType, value: KVType, kv_heads: int, key_length: int, value_length: int) -> int:
+    """Bytes of a token's keys and values in one layer; 0 for a layer without heads."""
+    if min(kv_heads, key_length, value_length) < 1:
+        return 0
+    return KVLayout(kv_heads, key_length, value_length, BLOCK_TOKENS, key, value).token_bytes
+
+
+def window_bytes(key: KVType, kv_heads: int, key_length: int, new_tokens: int) -> int:
+    """Bytes that a window of keys holds at most in one layer, while `new_tokens` are added; 0 for types without."""
+    if not key.has_minimum:
+        return 0
+    blocks = HELD_WINDOW_BLOCKS + -(-new_tokens // BLOCK_TOKENS)
+    return kv_heads * blocks * KVType.F16.key_block_bytes(key_length)
+
+
+def _layout(key: KVType, value: KVType, sizes: tuple[int, int, int, int]) -> KVLayout:
+    _, key_length, value_length, _ = sizes
+    turns_keys, turns_values = key in TURNED_KEYS, value in TURNED_VALUES
+    return KVLayout(
+        *sizes,
+        key_type=key,
+        value_type=value,
+        rotates_keys=turns_keys and can_rotate(key_length),
+        rotates_values=turns_values and can_rotate(value_length),
+    )

@@ -1,0 +1,112 @@
+"""Launches of the attention kernels. Knows nothing about models; buffers come from torch's allocator."""
+
+import torch
+
+from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels.tiles import GpuTraits, attention_tile, power_of_two
+from gpu_kernels.triton_attention import attention_kernel, merge_splits_kernel
+from gpu_kernels.triton_heads import heads_kernel
+
+
+def attend(
+    queries: torch.Tensor,
+    cache: KVBlocks,
+    lanes: Lanes,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    gpu: GpuTraits,
+    is_exact: bool,
+) -> None:
+    """See `Kernels.attention`. Products are float16 with float32 sums where there are matrix units, else float32."""
+    tokens = queries.shape[0]
+    each = lanes.tokens_each(tokens)
+    heads = queries.shape[1] // cache.key_length
+    group = heads // cache.kv_heads
+    capacity = lanes.table.shape[1] * cache.block_tokens
+    most = capacity if window is None else min(capacity, window + each)
+    longest = max(cache.key_length, cache.value_length)
+    is_float32 = is_exact or not gpu.has_matrix_units
+    tile = attention_tile(each * group, lanes.count * cache.kv_heads, most, longest, gpu, is_float32=is_float32)
+    is_split = tile.splits > 1
+    parts = sums = out
+    if is_split:
+        parts = torch.empty((tile.splits, tokens, heads, cache.value_length), device=out.device)
+        sums = torch.empty((tile.splits, tokens, heads), device=out.device)
+    key_scales, value_scales = _scales(cache)
+    padded_value = max(16, power_of_two(cache.value_length))
+    attention_kernel[(-(-each * group // tile.rows), lanes.count * cache.kv_heads, tile.splits)](
+        *(queries, cache.keys, cache.values, key_scales, value_scales, lanes.table, lanes.lengths, out, parts, sums),
+        *(each, lanes.table.stride(0), queries.stride(0), out.stride(0), cache.kv_heads),
+        *(scale, window or 0, softcap or 1.0),
+        GROUP=group,
+        KEY=cache.key_length,
+        VALUE=cache.value_length,
+        D=max(16, power_of_two(cache.key_length)),
+        E=padded_value,
+        BLOCK_TOKENS=cache.block_tokens,
+        M=tile.rows,
+        N=tile.tokens,
+        IS_INT8=cache.key_scales is not None,
+        HAS_WINDOW=window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        IS_SPLIT=is_split,
+        IS_EXACT=is_float32,
+        num_warps=tile.warps,
+        enable_fp_fusion=True,
+    )
+    if is_split:
+        merge_splits_kernel[(tokens, heads)](
+            *(parts, sums, out, tile.splits, tokens, heads, out.stride(0)),
+            VALUE=cache.value_length,
+            E=padded_value,
+            S=power_of_two(tile.splits),
+            enable_fp_fusion=True,
+        )
+
+
+def turn_and_append(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    positions: torch.Tensor,
+    rotation: Rotation,
+    cache: KVBlocks,
+    lanes: Lanes,
+    *,
+    query_norm: torch.Tensor | None,
+    key_norm: torch.Tensor | None,
+    eps: float,
+) -> None:
+    """See `Kernels.heads`."""
+    tokens, length = queries.shape[0], cache.key_length
+    heads = queries.shape[1] // length
+    key_scales, value_scales = _scales(cache)
+    heads_kernel[(tokens, heads + 2 * cache.kv_heads)](
+        *(queries, keys, values, positions, rotation.cos, rotation.sin),
+        *(cache.keys, cache.values, key_scales, value_scales, lanes.table),
+        *(queries if query_norm is None else query_norm, keys if key_norm is None else key_norm),
+        *(lanes.tokens_each(tokens), lanes.table.stride(0), queries.stride(0), keys.stride(0), values.stride(0)),
+        *(heads, cache.kv_heads, eps),
+        LENGTH=length,
+        VALUE=cache.value_length,
+        PAIRS=rotation.pairs,
+        P=power_of_two(rotation.pairs),
+        REST=power_of_two(max(1, length - 2 * rotation.pairs)),
+        E=power_of_two(cache.value_length),
+        BLOCK_TOKENS=cache.block_tokens,
+        NEIGHBOURS=rotation.neighbours,
+        HAS_NORM=query_norm is not None,
+        IS_INT8=cache.key_scales is not None,
+        num_warps=1,
+        enable_fp_fusion=True,
+    )
+
+
+def _scales(cache: KVBlocks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of an int8 cache; else something in their place that is not read."""
+    if cache.key_scales is None or cache.value_scales is None:
+        return cache.keys, cache.values
+    return cache.key_scales, cache.value_scales

@@ -1,0 +1,148 @@
+# ruff: noqa: N803, PLR0915  what kernels fix at compile time is upper case, and their language is a part of Python's
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator, import-untyped"
+"""Triton kernels of attention over blocks of keys and values: flash-decoding for few tokens, tiles for prompts.
+
+Online softmax (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). A program serves a tile of
+rows of one KV head, a row being one query head of one token, and a run of the lane's context; where that is shared by
+several programs (`splits`), `merge_splits_kernel` joins their parts. Lengths and block tables are read on the device.
+Memory behind a lane's length may hold anything. Knows nothing about models.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _load_tile(cache, scales, place, there, dim, LENGTH: tl.constexpr, kv_heads, head, IS_INT8: tl.constexpr):
+    """Keys or values (N, D) as they are stored, zeros where there is none, and their scales (N,)."""
+    row = place * kv_heads + head  # of a matrix (blocks * block_tokens * kv_heads, LENGTH)
+    seen = there[:, None] & (dim < LENGTH)[None, :]
+    numbers = tl.load(cache + row[:, None] * LENGTH + dim[None, :], mask=seen, other=0)
+    factor = tl.load(scales + row, mask=there, other=0.0) if IS_INT8 else tl.zeros((place.shape[0],), tl.float32)
+    return numbers, factor
+
+
+@triton.jit
+def attention_kernel(
+    queries,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    table,
+    lengths,
+    out,
+    parts,
+    sums,
+    tokens_each,
+    table_stride,
+    query_stride,
+    out_stride,
+    kv_heads,
+    scale,
+    window,
+    softcap,
+    GROUP: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    IS_INT8: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    IS_EXACT: tl.constexpr,
+):
+    """Programs (row tiles, lanes * kv_heads, splits). M rows meet N tokens at a time.
+
+    Products are of float16 numbers with float32 sums; with IS_EXACT of float32. Split: writes the weighted values to
+    parts (splits, tokens, heads, VALUE) and the logarithms of the sums of weights to sums (splits, tokens, heads).
+    """
+    lane = tl.program_id(1) // kv_heads
+    kv_head = tl.program_id(1) % kv_heads
+    length = tl.load(lengths + lane)
+    index = tl.program_id(0) * M + tl.arange(0, M)  # token * GROUP + query head of the group
+    token = index // GROUP
+    is_row = token < tokens_each
+    position = length - tokens_each + token
+    head = kv_head * GROUP + index % GROUP
+    row = (lane * tokens_each + token).to(tl.int64)
+    dim, value_dim = tl.arange(0, D), tl.arange(0, E)
+    place = (row * query_stride + head * KEY)[:, None] + dim[None, :]
+    turned = tl.load(queries + place, mask=is_row[:, None] & (dim < KEY)[None, :], other=0.0).to(tl.float32)
+    kind: tl.constexpr = tl.float32 if IS_EXACT else tl.float16
+    precision: tl.constexpr = "ieee" if IS_EXACT else "tf32"
+    turned = (turned * scale).to(kind)
+
+    last = tl.minimum(length, length - tokens_each + (tl.program_id(0) * M + M - 1) // GROUP + 1)
+    start = tl.zeros_like(length)
+    if HAS_WINDOW:
+        start = tl.maximum(length - tokens_each + tl.program_id(0) * M // GROUP - window + 1, 0) // N * N
+    if IS_SPLIT:
+        each = tl.cdiv(tl.cdiv(last - start, tl.num_programs(2)), N) * N
+        start += tl.program_id(2) * each
+        last = tl.minimum(last, start + each)
+
+    greatest = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    mixed = tl.zeros((M, E), tl.float32)
+    for begin in range(start, last, N):
+        seen = begin + tl.arange(0, N)
+        there = seen < last
+        block = tl.load(table + lane * table_stride + seen // BLOCK_TOKENS, mask=there, other=0)
+        where = block.to(tl.int64) * BLOCK_TOKENS + seen % BLOCK_TOKENS
+        key, key_factor = _load_tile(keys, key_scales, where, there, dim, KEY, kv_heads, kv_head, IS_INT8)
+        scores = tl.dot(turned, tl.trans(key.to(kind)), input_precision=precision)
+        if IS_INT8:
+            scores *= key_factor[None, :]
+        if HAS_SOFTCAP:
+            scores = softcap * (2 / (1 + tl.exp(-2 * scores / softcap)) - 1)  # tanh
+        behind = position[:, None] - seen[None, :]
+        shown = there[None, :] & (behind >= 0)
+        if HAS_WINDOW:
+            shown = shown & (behind < window)
+        scores = tl.where(shown, scores, -float("inf"))
+        peak = tl.maximum(greatest, tl.max(scores, axis=1))
+        safe = tl.where(peak == -float("inf"), 0.0, peak)
+        weights = tl.exp(scores - safe[:, None])
+        shrink = tl.exp(greatest - safe)
+        total = total * shrink + tl.sum(weights, axis=1)
+        value, value_factor = _load_tile(
+            values, value_scales, where, there, value_dim, VALUE, kv_heads, kv_head, IS_INT8
+        )
+        if IS_INT8:
+            weights *= value_factor[None, :]
+        mixed = mixed * shrink[:, None] + tl.dot(weights.to(kind), value.to(kind), input_precision=precision)
+        greatest = peak
+
+    heads = kv_heads * GROUP
+    mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    kept = is_row[:, None] & (value_dim < VALUE)[None, :]
+    if IS_SPLIT:
+        part = (tl.program_id(2) * (tl.num_programs(1) // kv_heads) * tokens_each + row) * heads + head
+        tl.store(parts + part[:, None] * VALUE + value_dim[None, :], mixed, mask=kept)
+        logarithm = greatest + tl.log(tl.where(total > 0, total, 1.0))  # -inf where nothing was seen
+        tl.store(sums + part, logarithm, mask=is_row)
+    else:
+        target = out + (row * out_stride + head * VALUE)[:, None] + value_dim[None, :]
+        tl.store(target, mixed.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def merge_splits_kernel(
+    parts, sums, out, splits, tokens, heads, out_stride, VALUE: tl.constexpr, E: tl.constexpr, S: tl.constexpr
+):
+    """out = the parts weighted by their shares of the whole sum. Programs (tokens, heads); S: at least `splits`."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    split, dim = tl.arange(0, S), tl.arange(0, E)
+    place = (split * tokens + token) * heads + head
+    sum_of = tl.load(sums + place, mask=split < splits, other=-float("inf"))
+    share = tl.exp(sum_of - tl.max(sum_of, axis=0))
+    share = share / tl.sum(share, axis=0)
+    seen = (split < splits)[:, None] & (dim < VALUE)[None, :]
+    mixed = tl.load(parts + place[:, None] * VALUE + dim[None, :], mask=seen, other=0.0)
+    result = tl.sum(mixed * share[:, None], axis=0)
+    tl.store(out + token * out_stride + head * VALUE + dim, result.to(out.dtype.element_ty), mask=dim < VALUE)

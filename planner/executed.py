@@ -1,0 +1,286 @@
+"""Plans for this machine, of what this version executes: the ways that fit, each with what it promises, and the best.
+
+Everything in RAM, packed for the CPU's kernels, or that but for experts or layers that are read from flash; with a GPU,
+parts of it there. Knows nothing about machines that are described.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cpu_kernels.quant_types import quant_type
+from offload.errors import DoesNotFitError, FlashError, RequestError
+from offload.flash_probe import STREAMING_POINTS
+from offload.tiers import Device
+from planner import cost
+from planner.budget import format_size
+from planner.gpu_choice import EXAMPLE, SIMULATED_PREFIX, is_simulated
+from planner.hit_curve import traced_curve
+from planner.hybrid import brought_slots, fit_hybrid
+from planner.hybrid_hits import gpu_hit_curve
+from planner.hybrid_predict import predict_hybrid
+from planner.hybrid_rates import expert_rates
+from planner.hybrid_split import split_of
+from planner.hybrid_step import HybridRun
+from planner.kernel_choice import chosen_kernels
+from planner.kv import keeps
+from planner.machine_here import flash_here
+from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES, memory_needs
+from planner.model_shape import ModelShape
+from planner.notes import context_notes, way_notes
+from planner.plan import (
+    FORMAT_VERSION,
+    Needs,
+    Objective,
+    Placement,
+    Plan,
+    PlannedMachine,
+    PlannedModel,
+    Prediction,
+    Settings,
+    WeightsForm,
+)
+from planner.profile import Profile, with_dequantize_rates, with_drive, with_gpu_rates, with_kernel_rates
+from planner.question import Here, Question
+from planner.refusal import refusal
+from planner.spread import machine_of
+from planner.streamed import Streaming, all_slots, hit_curve, least_slots, streamed_needs
+from planner.ways import (
+    AUTO,
+    DEFAULT_PROMPT_TOKENS,
+    HYBRID,
+    MIN_CHUNK_TOKENS,
+    Fit,
+    default_context,
+    fitting,
+    longest_context,
+    placements,
+    ways_for,
+)
+
+# Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
+# one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
+SHARED_PRODUCT_BYTES = 1 << 20
+LEAST_CONTEXT_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A way that fits, with the settings it would be run with and what they promise."""
+
+    fit: Fit
+    settings: Settings
+    predicted: Prediction
+
+
+def plan_executed(question: Question, here: Here) -> Plan:
+    """The best of what this version executes; DoesNotFitError with the nearest that would fit."""
+    here = _with_rates(question, here)
+    question = replace(question, place=here)
+    fits = _fits(question, here)
+    if not fits:
+        raise _refusal(question)
+    candidates = [_candidate(question, here, fit) for fit in fits]
+    best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
+    gpu = here.gpu if best.fit.way.device is Device.GPU else None
+    name = here.profile.cpu_name
+    return Plan(
+        version=FORMAT_VERSION,
+        model=question.model,
+        machine=PlannedMachine(name, "measured on this machine", here=True, gpu=None if gpu is None else gpu.name),
+        objective=question.wish.objective,
+        placements=placements(question.shape, best.fit),
+        settings=best.settings,
+        budget=question.budget,
+        needs=best.fit.needs,
+        predicted=best.predicted,
+        notes=(
+            *context_notes(question, best.fit.context_tokens),
+            *way_notes(question, here, best.fit, others=[fit.way for fit in fits], threads=best.settings.threads),
+        ),
+    )
+
+
+def predicted(
+    question: Question, here: Here, settings: Settings, needs: Needs, placed: tuple[Placement, ...], prompt_tokens: int
+) -> Prediction:
+    """What a plan of these settings and placements promises for a prompt of that length."""
+    here = _with_rates(question, here)
+    typed = with_types(here.profile, question.shape, settings.weights_form)
+    if settings.loop == HYBRID:
+        run = hybrid_run(replace(question, place=replace(here, profile=typed)), settings, placed)
+        return predict_hybrid(
+            run, typed, model=question.model, settings=settings, needs=needs, prompt_tokens=prompt_tokens
+        )
+    return cost.predict(
+        question.shape,
+        typed,
+        model=question.model,
+        settings=settings,
+        needs=needs,
+        prompt_tokens=prompt_tokens,
+        streaming=streaming_here(question.shape, here.profile, question.model, settings),
+    )
+
+
+def hybrid_run(question: Question, settings: Settings, placed: tuple[Placement, ...]) -> HybridRun:
+    """The steps of a hybrid plan on the machine of the question."""
+    split = split_of(question.shape, placed, settings.gpu_slots)
+    curve = None
+    if split.cache_slots(question.shape) and isinstance(question.place, Here):
+        curve = gpu_hit_curve(question.shape, question.place.profile, question.model)
+    shape, machine = question.shape, machine_of(question)
+    rates = expert_rates(shape, machine, settings.threads)
+    places = brought_slots(shape, question.budget, split)
+    return HybridRun(shape, machine, settings.threads, split, curve, rates, places)
+
+
+def _fits(question: Question, here: Here) -> list[Fit]:
+    """All that fit of the ways to be considered; RequestError where only a GPU could do what is asked, without one."""
+    loop, shape = question.wish.loop, question.shape
+    every = ways_for(loop, shape, has_gpu=_may_use(here, loop))
+    ways = tuple(way for way in every if keeps(way.loop, question.wish.kv))
+    if not ways:
+        raise RequestError(
+            f"the {loop} loop needs a GPU, and there is none",
+            hint=f"describe one to be simulated: --gpu {EXAMPLE}",
+        )
+    plain = [way for way in ways if way.loop != HYBRID]
+    fits = list(fitting(shape, question.budget, plain, question.wish.context_tokens)) if plain else []
+    if len(plain) == len(ways):
+        return fits
+    wanted = question.wish.context_tokens or default_context(shape)
+    hybrid = _fit_hybrid(question, here, wanted, may_be_shorter=question.wish.context_tokens is None and not fits)
+    return fits if hybrid is None else [hybrid, *fits]
+
+
+def _fit_hybrid(question: Question, here: Here, wanted: int, *, may_be_shorter: bool) -> Fit | None:
+    """The hybrid of the wanted context, or of half, a quarter and so on of it."""
+    assert here.gpu is not None, "hybrids are considered where there is a GPU"
+    machine = machine_of(question)
+    if machine.gpu is None:
+        return None
+    threads, context = _threads(question, here), wanted
+    while True:
+        fit = fit_hybrid(question, machine, here.gpu.torch_device, threads=threads, context_tokens=context)
+        if fit is not None or not may_be_shorter or context // 2 < LEAST_CONTEXT_TOKENS:
+            return fit
+        context //= 2
+
+
+def _may_use(here: Here, loop: str) -> bool:
+    """Whether a loop can use the GPU there is: torch alone knows those of other makers, and none that is simulated."""
+    if here.gpu is None:
+        return False
+    if loop in (AUTO, HYBRID):
+        return here.gpu.torch_device.startswith(("cuda", SIMULATED_PREFIX))
+    return not is_simulated(here.gpu.torch_device)
+
+
+def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
+    gpu = here.gpu if fit.way.device is Device.GPU else None
+    typed = with_types(here.profile, question.shape, fit.way.form)
+    settings = Settings(
+        context_tokens=fit.context_tokens,
+        prefill_chunk_tokens=fit.chunk_tokens,
+        threads=_threads(question, replace(here, gpu=gpu)),
+        weights_form=fit.way.form,
+        cache_type_k=question.wish.kv.key,
+        cache_type_v=question.wish.kv.value,
+        loop=fit.way.loop,
+        device=gpu.torch_device if gpu is not None else "cpu",
+        stream_slots=fit.stream_slots,
+        gpu_slots=fit.gpu_slots,
+        tuning=chosen_kernels(typed, question.shape) if fit.way.form is WeightsForm.PACKED else None,
+    )
+    prompt = min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1))
+    return _Candidate(fit, settings, predicted(question, here, settings, fit.needs, fit.placements, prompt))
+
+
+def _with_rates(question: Question, here: Here) -> Here:
+    """`here` with the rates of its GPU and, where parts run on the CPU's kernels, those of the model's types."""
+    loop = question.wish.loop
+    if here.gpu is None or not _may_use(here, loop):
+        return here
+    profile = here.profile
+    if not is_simulated(here.gpu.torch_device):
+        if question.budget.gpu_bytes <= GPU_PROCESS_BYTES:
+            return here
+        profile = with_gpu_rates(profile, here.gpu)
+    if loop in (AUTO, HYBRID):
+        profile = with_types(profile, question.shape, WeightsForm.PACKED)
+    return replace(here, profile=profile)
+
+
+def streaming_here(shape: ModelShape, profile: Profile, model: PlannedModel, settings: Settings) -> Streaming | None:
+    """Where experts come from and how often, if they are streamed; the drive is measured where it is not known."""
+    if not settings.stream_slots:
+        return None
+    path = Path(model.path)
+    try:
+        flash = flash_here(with_drive(profile, path, points=STREAMING_POINTS), path)
+    except OSError as error:
+        raise FlashError(f"the drive of {model.path} cannot be measured: {error}") from error
+    assert flash is not None, "the drive was measured"
+    points = profile.hits.get(model.key)
+    return Streaming(flash, hit_curve(shape, None if points is None else traced_curve(points, all_slots(shape))))
+
+
+def with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:
+    """`profile` with what the form of the weights needs to be known of their types."""
+    kinds = {quant_type(name) for name, _ in shape.weights_by_type}
+    if form is WeightsForm.QUANTISED:
+        return with_dequantize_rates(profile, kinds)
+    return with_kernel_rates(profile, kinds) if form is WeightsForm.PACKED else profile
+
+
+def _seconds(predicted: Prediction, objective: Objective) -> float:
+    """What the objective makes small: seconds a token of the answer, until it begins, or a token of it all."""
+    token = 1 / predicted.decode_tokens_per_s
+    if objective is Objective.LATENCY:
+        return token
+    if objective is Objective.TTFT:
+        return predicted.ttft_s
+    return (predicted.ttft_s + cost.ANSWER_TOKENS * token) / (predicted.prompt_tokens + cost.ANSWER_TOKENS)
+
+
+def _refusal(question: Question) -> DoesNotFitError:
+    """Why nothing that this version executes fits, with the nearest that does."""
+    if question.wish.loop == HYBRID:
+        return DoesNotFitError(
+            f"no part of {question.model.path} fits {format_size(question.budget.gpu_bytes)} of GPU memory "
+            f"({question.budget.gpu_source}) beside what a prompt needs, with the rest in "
+            f"{format_size(question.budget.ram_bytes)} of RAM",
+            needed_bytes=0,
+            available_bytes=question.budget.gpu_bytes,
+            hint="give it more of both, a shorter context (-c), or leave out --loop hybrid",
+        )
+    way = ways_for(question.wish.loop, question.shape, has_gpu=False)[-1]
+    wanted = question.wish.context_tokens or default_context(question.shape)
+    if way.streams:
+        slots = least_slots(question.shape, 1)
+        smallest = streamed_needs(question.shape, question.budget, context_tokens=wanted, chunk_tokens=1, slots=slots)
+    else:
+        chunk = min(MIN_CHUNK_TOKENS, wanted)
+        options = {"context_tokens": wanted, "chunk_tokens": chunk}
+        smallest = memory_needs(question.shape, question.budget, way.device, way.form, **options)
+    shorter = longest_context(question.shape, question.budget, way, wanted)
+    return refusal(
+        question.model.path,
+        question.shape,
+        question.budget,
+        smallest.ram,
+        context_tokens=wanted,
+        fitting_context_tokens=shorter.context_tokens if shorter is not None else None,
+    )
+
+
+def _threads(question: Question, here: Here) -> int:
+    """One thread for products too small to share out, else all there are; a simulated GPU computes on one of them."""
+    if question.wish.threads is not None:
+        return question.wish.threads
+    shape, all_threads = question.shape, here.profile.threads
+    products = max(shape.num_matmuls_per_token, 1)
+    if FLOAT32_BYTES * shape.active_weights / products < SHARED_PRODUCT_BYTES:
+        return 1
+    simulated = here.gpu is not None and is_simulated(here.gpu.torch_device)
+    return max(all_threads - 1, 1) if simulated else all_threads

@@ -1,0 +1,77 @@
+"""Which experts pay to be brought to the GPU for one step: the rates that decide it, and what is then computed where.
+
+Knows nothing about how experts are brought. Rates are bytes or operations a second; a multiply-add is two.
+"""
+
+from dataclasses import dataclass
+
+from offload.expert_schedule import ExpertTimes, misses_to_move, schedule_experts
+from planner import unit_cost
+from planner.machine import Machine
+from planner.model_shape import ModelShape, Unit, UnitKind
+
+READ_BYTES_PER_S = 4e9  # of raw experts, from the file in the page cache to pinned memory: not yet measured apart
+MANY_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRates:
+    """What each device does with routed experts, and how fast experts come to the GPU."""
+
+    cpu_bytes_per_s: float
+    cpu_flops_per_s: float
+    gpu_bytes_per_s: float
+    gpu_flops_per_s: float
+    move_bytes_per_s: float
+    launch_s: float
+
+    def times(self, num_bytes: float, num_weights: float) -> ExpertTimes:
+        """Of an expert of that size."""
+
+        def cpu_s(tokens: int) -> float:
+            return max(num_bytes / self.cpu_bytes_per_s, 2 * tokens * num_weights / self.cpu_flops_per_s)
+
+        def gpu_s(tokens: int) -> float:
+            computing_s = max(num_bytes / self.gpu_bytes_per_s, 2 * tokens * num_weights / self.gpu_flops_per_s)
+            return self.launch_s + computing_s
+
+        return ExpertTimes(gpu_s, cpu_s, num_bytes / self.move_bytes_per_s)
+
+
+def expert_rates(shape: ModelShape, machine: Machine, threads: int) -> ExpertRates | None:
+    """The rates of a machine for a model's experts; None without a GPU or experts."""
+    unit = next((unit for unit in shape.units if unit.kind is UnitKind.EXPERTS), None)
+    gpu = machine.gpu
+    if unit is None or gpu is None or not shape.expert_count:
+        return None
+    one, many = (_cpu_seconds(machine, threads, unit, tokens) for tokens in (1, MANY_TOKENS))
+    return ExpertRates(
+        cpu_bytes_per_s=unit.active_bytes / one,
+        cpu_flops_per_s=2 * MANY_TOKENS * unit.active_weights / many,
+        gpu_bytes_per_s=gpu.read_bytes_per_s,
+        gpu_flops_per_s=gpu.flops_per_s,
+        move_bytes_per_s=min(gpu.link_to_bytes_per_s, READ_BYTES_PER_S),
+        launch_s=gpu.launch_s,
+    )
+
+
+def moved_share(shape: ModelShape, rates: ExpertRates, unit: Unit, *, tokens: int, hits: float, places: int) -> float:
+    """Of the experts that a step's tokens use in a layer, those that are brought; `places` at most. Evenly used."""
+    count, used = shape.expert_count, max(shape.expert_used_count, 1)
+    if not places:
+        return 0.0
+    if tokens == 1:
+        missing = used * (1 - hits)
+        return min(misses_to_move(round(missing), rates.move_bytes_per_s, rates.cpu_bytes_per_s), places) / used
+    touched = max(round(count * unit_cost.experts(tokens, used / count).bytes), 1)
+    each = max(round(tokens * used / touched), 1)
+    there = round(hits * touched)
+    times = rates.times(unit.num_bytes / count, unit.num_weights / count)
+    split = schedule_experts([each] * touched, [index < there for index in range(touched)], times)
+    return min(len(split.moved), places) / touched
+
+
+def _cpu_seconds(machine: Machine, threads: int, unit: Unit, tokens: int) -> float:
+    """Of an expert's active bytes, each by so many tokens."""
+    by_type = unit_cost.bytes_by_type(unit, 1.0)
+    return unit_cost.cpu_seconds(machine.cpu, threads, by_type, unit_cost.Share(1.0, tokens), 0, part=0)

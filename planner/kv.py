@@ -1,0 +1,44 @@
+"""Types of the KV cache as a plan has them: what a user may ask for, and which loops can keep them.
+
+Knows nothing about how plans are found.
+"""
+
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
+from offload.errors import PlanError, RequestError
+
+LLAMA_CPP_TYPES = (KVType.F16, KVType.BF16, KVType.Q8_0, KVType.Q4_0)
+_LOOPS = {
+    "program": tuple(KVType),
+    "simulated": tuple(KVType),
+    "llama.cpp": LLAMA_CPP_TYPES,
+    "hybrid": (KVType.F16,),
+    "sequential": (KVType.F16,),
+}
+
+
+def keeps(loop: str, policy: KVPolicy) -> bool:
+    """Whether a loop can keep keys and values so; a loop that is not known is left to others to refuse."""
+    known = _LOOPS.get(loop, tuple(KVType))
+    return policy.key in known and policy.value in known
+
+
+def check_kv(policy: KVPolicy, loop: str) -> None:
+    """PlanError naming the field, where a plan's loop cannot keep keys and values so."""
+    for field, kind in (("cache_type_k", policy.key), ("cache_type_v", policy.value)):
+        known = _LOOPS.get(loop, tuple(KVType))
+        if kind not in known:
+            raise PlanError(
+                f"settings.{field} is {kind.value!r}; the {loop} loop keeps {', '.join(known)}",
+                hint="plan with --loop program, or leave out -ctk and -ctv",
+            )
+
+
+def kv_type(name: str, option: str) -> KVType:
+    """The type called `name`; RequestError, naming the option, if there is none."""
+    try:
+        return KVType(name)
+    except ValueError as error:
+        raise RequestError(
+            f"{option} {name!r} is no type of the KV cache", hint=f"it can be {', '.join(KVType)}"
+        ) from error

@@ -1,0 +1,63 @@
+"""Options for drafts, shared by the commands that generate: what proposes tokens, how many, and what is told of it.
+
+Knows nothing of what the commands do with them.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offload.errors import RequestError
+from runtime.cli.console import console
+from runtime.speculative.options import DEFAULT_MOST, OFF, DraftOptions
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+_PANEL = "Drafts"
+
+
+def _option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 - typer's own word
+    return typer.Option(*names, help=help, rich_help_panel=_PANEL, **settings)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftingOptions:
+    """What proposes tokens for the model to check, several at a time; answers are the same without."""
+
+    draft: Annotated[
+        str, _option("--draft", help="A smaller GGUF file with the same vocabulary, auto, ngram, FILE,ngram or off.")
+    ] = OFF
+    draft_max: Annotated[int, _option("--draft-max", help="Most tokens proposed at once, 1 to 16.")] = DEFAULT_MOST
+    synthetic: Annotated[
+        float | None,
+        _option("--spec-synthetic", help="For benchmarks: drafts that are right with this chance, at --draft's cost."),
+    ] = None
+    rejection: Annotated[
+        bool, _option("--spec-rejection", help="Rejection sampling: the same distribution, another text for a seed.")
+    ] = False
+    stats: Annotated[bool, _option("--stats", help="Show how drafts did: acceptance by position, times, gain.")] = False
+
+    def choice(self) -> DraftOptions:
+        """The same as the engine takes it; RequestError for a value out of range."""
+        options = DraftOptions(self.draft, self.draft_max, self.synthetic, self.rejection)
+        if self.rejection and not options.is_on:
+            raise RequestError("--spec-rejection without drafts", hint="give --draft, or leave it out")
+        return options
+
+
+def show_forecast(engine: "Engine") -> None:
+    """What the planner expects of a draft model, where there is one."""
+    if engine.speculation is not None and engine.speculation.forecast is not None:
+        console.print(f"drafts ({engine.speculation.source.name}): {engine.speculation.forecast}", markup=False)
+
+
+def tell_drafts(engine: "Engine", *, quiet: bool, stats: bool = False) -> None:
+    """What drafts gave in the last run, or that they were off; with `stats` the figures behind it."""
+    if engine.speculation is None or (quiet and not stats):
+        return
+    totals = engine.speculation.totals
+    console.print(totals.summary(), markup=False)
+    for line in totals.lines() if stats else ():
+        console.print(f"  {line}", markup=False)

@@ -1,0 +1,40 @@
+"""Cosines and sines of a model's positions on the GPU. Knows nothing about heads or sequences."""
+
+import torch
+
+from gpu_kernels.blocks import Rotation
+from gpu_kernels.device import GpuDevice, Stream
+from runtime.architectures.base import Rope, RopeOrder
+from runtime.executor.program.angles import Angles
+from runtime.executor.rotary import FIRST_POSITIONS, RotaryTable
+
+
+class GpuAngles:
+    """Copies of the tables of `angles`, as far as positions were asked for."""
+
+    def __init__(self, angles: Angles, device: GpuDevice, stream: Stream) -> None:
+        self._angles, self._device, self._stream = angles, device, stream
+        self._rotations: dict[RotaryTable, Rotation] = {}
+        self.generation = 0  # grows when tables have moved
+
+    def reach(self, capacity_tokens: int, stop: int) -> None:
+        """Makes tables of positions up to `stop` - 1 for sequences of that capacity; torch.OutOfMemoryError if full."""
+        for rope in self._angles.ropes:
+            table = self._angles.table(rope, capacity_tokens)
+            known = self._rotations.get(table)
+            have = 0 if known is None else len(known.cos)
+            if stop > have:
+                rows = min(max(stop, 2 * have, FIRST_POSITIONS), max(capacity_tokens, stop))
+                cos, sin = (self._sent(torch.from_numpy(part)) for part in table.at(0, rows))
+                self._rotations[table] = Rotation(cos, sin, neighbours=rope.order is RopeOrder.NORM)
+                self.generation += 1
+
+    def rotation(self, rope: Rope, capacity_tokens: int) -> Rotation:
+        """The table of a way to turn, as far as `reach` made it."""
+        return self._rotations[self._angles.table(rope, capacity_tokens)]
+
+    def _sent(self, part: torch.Tensor) -> torch.Tensor:
+        there = self._device.empty(part.shape, torch.float32)
+        self._stream.copy(there, part)
+        self._stream.synchronize()
+        return there

@@ -1,0 +1,241 @@
+"""Runs a model on a GPU and the CPU together, each its parts, by a placement that does not change while all is well.
+
+Where the GPU's memory does not suffice in the middle of a run, prompts go in smaller chunks, then keys and values move
+to RAM layer by layer; this is logged. Knows nothing about how a placement is found. Invariants: as for
+`ProgramExecutor`, as far as the GPU's kernels give a token the same bits whatever is computed beside it.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpu_kernels.isa import ISA
+from cpu_kernels.tuning import Tuning
+from gpu_kernels.device import GpuDevice
+from gpu_kernels.dispatch import kernels_for
+from gpu_kernels.kernels import Kernels
+from offload.cache_counts import CacheCounts
+from offload.errors import DeviceError
+from offload.gguf import GGUFFile
+from runtime.architectures.base import Model
+from runtime.executor.hybrid.experts import GpuExperts, has_gpu_experts
+from runtime.executor.hybrid.finite_sums import FiniteSums
+from runtime.executor.hybrid.kv import HybridKV
+from runtime.executor.hybrid.kv_pool import KVPool
+from runtime.executor.hybrid.placement import HybridPlacement
+from runtime.executor.hybrid.rates import HybridRates
+from runtime.executor.hybrid.runner import HybridRunner
+from runtime.executor.hybrid.tasks import gpu_matrices, resident_matrices
+from runtime.executor.hybrid.weights import GpuWeights
+from runtime.executor.program.executor import CHUNK_TOKENS, ProgramExecutor
+from runtime.executor.program.runner import Lane
+from runtime.panels import PanelWeights
+from runtime.streamed import StreamedWeights
+
+log = logging.getLogger("strata.hybrid")
+
+LEAST_CHUNK_TOKENS = 32  # of a prompt: below that, keys and values give way
+
+Progress = Callable[[int, int], None]
+
+
+class HybridExecutor(ProgramExecutor):
+    """Runs `model`, read from `gguf`, on `device`, which belongs to this from now on, and `threads` threads."""
+
+    kv_kind = HybridKV
+
+    def __init__(
+        self,
+        model: Model,
+        gguf: GGUFFile,
+        placement: HybridPlacement,
+        device: GpuDevice,
+        *,
+        threads: int = 1,
+        chunk_tokens: int = CHUNK_TOKENS,
+        context_tokens: int = 0,
+        isa: ISA | None = None,
+        tuning: Tuning | None = None,
+        streamed: StreamedWeights | None = None,
+        kernels: Kernels | None = None,
+        rates: HybridRates | None = None,
+        on_load: Progress | None = None,
+    ) -> None:
+        """Loads the weights, each where it is used. `context_tokens`: of all sequences, reserved on the GPU at once.
+
+        `streamed`, `isa`, `tuning`: as for `PanelWeights`. `kernels`: the GPU's; None: those that suit it. `rates` tell
+        which experts are brought for a step; None: none are. `gguf` stays open where the GPU has routed layers.
+        DeviceError where the GPU's memory does not hold its part; else as `PanelWeights.load` and `ProgramExecutor`.
+        """
+        self._device, self._stream = device, device.stream("compute")
+        self._kernels = kernels or kernels_for(str(device.torch_device), is_simulated=device.is_simulated)
+        self._placement = placement.checked_for(model)
+        self._caches: weakref.WeakSet[HybridKV] = weakref.WeakSet()
+        names = gpu_matrices(model, self._placement)
+        weights = PanelWeights(
+            gguf,
+            model,
+            isa=isa,
+            threads=threads,
+            streamed=streamed,
+            tuning=tuning,
+            elsewhere=names | resident_matrices(model, self._placement),
+        )
+        self._gpu_weights = GpuWeights(gguf, model, names, weights, device, self._stream, self._kernels)
+        self._experts: GpuExperts | None = None
+        try:
+            self._load(weights, on_load)
+            if has_gpu_experts(model, self._placement):
+                self._experts = GpuExperts(gguf, model, self._placement, device, rates=rates)
+                self._experts.load(FiniteSums(device, self._stream, self._kernels))
+            self._pool = self._reserved_pool(model, context_tokens)
+            super().__init__(model, weights, threads=threads, chunk_tokens=chunk_tokens)
+        except BaseException as error:
+            if self._experts is not None:
+                self._experts.close()
+            device.close()
+            weights.close()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise DeviceError(
+                    f"what the GPU is to hold does not fit in its memory: {error}",
+                    hint="plan with a smaller GPU budget, or run it with --gpu off",
+                ) from error
+            raise
+
+    def new_kv(self, capacity_tokens: int) -> HybridKV:
+        """See `Executor`."""
+        model = self.model
+        shape = (model.head_count_kv, model.key_length, model.value_length)
+        kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens)
+        self._caches.add(kv)
+        return kv
+
+    @property
+    def placement(self) -> HybridPlacement:
+        """What the GPU computes now."""
+        return self._placement
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of the GPU's memory that are in use."""
+        return self._device.total_bytes - self._device.free_bytes
+
+    @property
+    def gpu_expert_counts(self) -> CacheCounts | None:
+        """Of the experts that the GPU's layers used, how many were there; None where it has no such layers."""
+        return None if self._experts is None else self._experts.counts
+
+    def close(self) -> None:
+        """See `Executor`."""
+        super().close()
+        if self._experts is not None:
+            self._experts.close()
+        self._device.close()
+
+    def _new_runner(self, threads: int) -> HybridRunner:
+        return HybridRunner(
+            self.model,
+            self._weights,
+            threads,
+            self._most_tokens,
+            placement=self._placement,
+            device=self._device,
+            stream=self._stream,
+            kernels=self._kernels,
+            gpu_weights=self._gpu_weights,
+            pool=self._pool,
+            experts=self._experts,
+        )
+
+    def _load(self, weights: PanelWeights, on_load: Progress | None) -> None:
+        """The weights of both devices."""
+        gpu_total, host_total = self._gpu_weights.file_bytes, 0
+
+        def host_progress(done: int, total: int) -> None:
+            nonlocal host_total
+            host_total = total
+            if on_load is not None:
+                on_load(done, total + gpu_total)
+
+        weights.load(host_progress)
+        done = 0
+        for num_bytes in self._gpu_weights.load():
+            done += num_bytes
+            if on_load is not None:
+                on_load(host_total + done, host_total + gpu_total)
+
+    def _reserved_pool(self, model: Model, tokens: int) -> KVPool:
+        """Blocks for so many tokens; layers for which there is no memory stay in RAM."""
+        while True:
+            layers = self._placement.attention - self._placement.ram_kv
+            try:
+                return KVPool(self._device, self._stream, model, layers, tokens)
+            except torch.OutOfMemoryError as error:
+                self._placement = self._placement.with_kv_in_ram(max(layers))
+                log.warning("keys and values of layer %d are kept in RAM: %s", max(layers), error)
+
+    def _groups(self, single: Sequence[int], lanes: Sequence[Lane]) -> Iterator[Sequence[int]]:
+        """Lanes that are computed together turn by the same angles."""
+
+        def turns(index: int) -> tuple[str | None, ...]:
+            factors = (layer.rope.factors(lanes[index].kv.capacity_tokens) for layer in self.model.layers)
+            return tuple(None if tensor is None else tensor.name for tensor in factors)
+
+        for _, group in groupby(single, turns):
+            yield from super()._groups(list(group), lanes)
+
+    def _compute(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
+        """See `Runner.run`; gives way where the GPU's memory does not suffice."""
+        tokens = len(lanes[0].token_ids)
+        while True:
+            if tokens > self._most_tokens:  # an earlier chunk of the same call has found too little memory
+                return self._in_pieces(lanes[0], logits_tokens)
+            try:
+                return super()._compute(lanes, logits_tokens)
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            # not before: the error's frames hold memory of the GPU
+            if tokens > LEAST_CHUNK_TOKENS:
+                self._shorten_chunks(max(LEAST_CHUNK_TOKENS, tokens // 2), reason)
+            else:
+                self._move_keys_and_values(reason)
+
+    def _in_pieces(self, lane: Lane, logits_tokens: int) -> NDArray[np.float32]:
+        """The logits of the last tokens of a chunk that is too long now."""
+        parts, step = [], self._most_tokens
+        for first in range(0, len(lane.token_ids), step):
+            piece = Lane(lane.token_ids[first : first + step], lane.kv, lane.start + first)
+            wanted = logits_tokens - (lane.stop - piece.stop)
+            parts.append(self._compute([piece], min(max(wanted, 0), len(piece.token_ids))))
+        return np.concatenate(parts)
+
+    def _shorten_chunks(self, tokens: int, reason: str) -> None:
+        log.warning("prompts go on in chunks of %d tokens: %s", tokens, reason)
+        self._most_tokens = min(self._most_tokens, tokens)
+        self._hybrid.shrink(self._most_tokens)
+
+    def _move_keys_and_values(self, reason: str) -> None:
+        """Those of the last layer that has them on the GPU move to RAM; DeviceError if there are none left."""
+        layers = self._pool.layers
+        if not layers:
+            raise DeviceError(
+                f"the GPU's memory does not suffice, and all that can be in RAM is there: {reason}",
+                hint="plan with a smaller GPU budget, or run it with --gpu off",
+            )
+        layer = max(layers)
+        log.warning("keys and values of layer %d move to RAM: %s", layer, reason)
+        for kv in self._caches:
+            kv.bring_to_ram(layer)
+        self._pool.drop(layer)
+        self._placement = self._placement.with_kv_in_ram(layer)
+        self._hybrid.use_placement(self._placement)
+
+    @property
+    def _hybrid(self) -> HybridRunner:
+        assert isinstance(self._runner, HybridRunner)
+        return self._runner

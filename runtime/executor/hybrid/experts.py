@@ -1,0 +1,202 @@
+"""Routed experts that the GPU may compute: where they are, which are brought for a step, and what a step used.
+
+Knows nothing about how experts are computed. Invariants: the places that a step computes with do not change while it
+runs; who computes an expert never depends on anything but the routing, the places and the rates.
+"""
+
+import weakref
+from functools import partial
+
+import numpy as np
+
+from cpu_kernels.expert_split import ChooseCall, LayerPlaces
+from cpu_kernels.reference.dequantize import dequantize
+from cpu_kernels.waiting import HostCall
+from gpu_kernels.device import GpuDevice
+from gpu_kernels.matrix import GpuMatrix
+from offload.cache_counts import CacheCounts
+from offload.errors import StrataError, UnsupportedModelError
+from offload.expert_schedule import misses_to_move, schedule_experts
+from offload.flash import FlashReader, ReadMode
+from offload.gguf import GGUFFile, TensorInfo
+from offload.gpu_slots import GpuSlots
+from offload.policies import PolicyName
+from offload.raw_experts import GGUFExperts
+from offload.transfer import TransferEngine
+from runtime.architectures.base import Layer, Model
+from runtime.executor.hybrid.finite_sums import FiniteSums
+from runtime.executor.hybrid.placement import HybridPlacement
+from runtime.executor.hybrid.rates import HybridRates
+from runtime.finite import FiniteCheck
+
+EXPERT_TENSORS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+class GpuExperts:
+    """The experts of the GPU's routed layers of `model`, read from `gguf`, which stays open."""
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        model: Model,
+        placement: HybridPlacement,
+        device: GpuDevice,
+        *,
+        rates: HybridRates | None = None,
+        policy: PolicyName = PolicyName.LEAST_STALE,
+        mode: ReadMode = ReadMode.BUFFERED,
+    ) -> None:
+        """Without `rates` no expert is brought for a step. Errors of `GpuSlots`, and `load` is to be called."""
+        assert model.experts is not None, "only routed models have experts"
+        layers = {layer.index: layer for layer in model.layers if _is_gpus(layer, placement)}
+        tensors = {index: _tensors(layer) for index, layer in layers.items()}
+        source = GGUFExperts(tensors)
+        reader = FlashReader(gguf.sources, most_bytes=source.most_bytes, mode=mode)
+        self._engine = TransferEngine(device)
+        self._rates = rates
+        self._resident = placement.resident
+        self._calls: weakref.WeakSet[ChooseCall] = weakref.WeakSet()
+        self._brought = placement.brought_slots if rates is not None else 0
+        self._used = model.experts.used_count
+        try:
+            self._slots = GpuSlots(
+                *(source, reader, self._engine, device),
+                layers=model.block_count,
+                experts=model.experts.count,
+                slots=placement.expert_slots,
+                brought=self._brought,
+                resident=placement.resident,
+                seeds=placement.seeds,
+                policy=policy,
+            )
+        except BaseException as error:
+            self._engine.close()
+            reader.close()
+            if isinstance(error, NotImplementedError):
+                raise UnsupportedModelError(
+                    f"{gguf.path}: experts cannot be the GPU's: {error}", hint="run it with --gpu off"
+                ) from error
+            raise
+        self._gguf, self._tensors = gguf, tensors
+        self._sizes = {index: _size(stacked) for index, stacked in tensors.items()}
+        self._counts = np.zeros((model.block_count, 2, model.experts.count), np.int64)
+        self._where = np.zeros(model.experts.count, np.int32)
+        self._stacks = {index: stacks for index in layers if (stacks := self._slots.stacks_of(index)) is not None}
+
+    @property
+    def counts(self) -> CacheCounts:
+        """Of experts that the GPU's layers used, how many were on the GPU."""
+        return self._slots.counts
+
+    def load(self, sums: FiniteSums) -> None:
+        """Brings what is to be there at first. FlashError, or what the GPU raises.
+
+        ModelFormatError naming a tensor with weights that are no numbers, of those that RAM does not hold.
+        """
+        self._slots.load()
+        finite = FiniteCheck(self._gguf.path)
+        for layer in sorted(self._resident):
+            stacks, tensors, places = self._stacks[layer], self._tensors[layer], self._slots.table(layer)
+            for expert, place in enumerate(places.tolist()):
+                for stacked, tensor in zip(stacks, tensors, strict=True):
+                    wrong = sums.rows_without(stacked.slot(place))
+                    if len(wrong):
+                        rows = self._gguf.read(tensor, expert).reshape(stacked.rows, stacked.row_bytes)[wrong]
+                        with np.errstate(invalid="ignore", over="ignore"):
+                            finite.values(tensor, dequantize(rows, tensor.quant_type))
+
+    def stacks(self, layer: int) -> tuple[GpuMatrix, ...] | None:
+        """Gate, up and down of a layer's places; None where it has none."""
+        return self._stacks.get(layer)
+
+    def places(self, layer: int) -> LayerPlaces:
+        """What the row that shares a layer's experts out reads and writes."""
+        table, counts = self._slots.table(layer), self._counts[layer]
+        brought = self._slots.brought_from(layer) if layer in self._stacks else 0
+        return LayerPlaces(table.ctypes.data, counts.ctypes.data, self._where.ctypes.data, brought)
+
+    def is_resident(self, layer: int) -> bool:
+        """Whether the GPU has all experts of a layer, and it alone."""
+        return layer in self._resident
+
+    def may_bring(self, layer: int, *, few: bool) -> bool:
+        """Whether experts of a layer may be brought in steps of few tokens, or of many: the others ask nobody."""
+        if not self._brought or layer in self._resident:
+            return False
+        return not few or self._moved_of(self._used) > 0
+
+    def choose_call(self, layer: int, status: int, brought: HostCall) -> ChooseCall:
+        """The call in a layer's row; `brought` is called when what it brings is there."""
+        call = ChooseCall(partial(self._choose, layer, brought), status)
+        self._calls.add(call)
+        return call
+
+    def take_failure(self) -> BaseException | None:
+        """What a call in a row raised in the last step; asked for once."""
+        return next((failure for call in self._calls if (failure := call.take_failure()) is not None), None)
+
+    def step_over(self) -> None:
+        """After a step that succeeded: learns from it. FlashError where an expert that it needed did not come."""
+        failure = self._slots.take_failure()
+        if failure is not None:
+            raise failure
+        self._slots.used(self._counts[:, 0])
+        self._slots.settle()
+
+    def step_failed(self) -> StrataError | None:
+        """After a step that did not succeed: nothing of it is still on its way. Why an expert did not come, if so."""
+        failure = self._slots.take_failure()
+        self._engine.stream.synchronize()
+        return failure
+
+    def close(self) -> None:
+        """Ends the reads and uploads; may be called twice."""
+        self._slots.close()
+        self._engine.close()
+
+    def _choose(self, layer: int, brought: HostCall) -> None:
+        """Decides who computes the experts that `_counts` tells of; see `ExpertSplit`."""
+        counts = self._counts[layer, 0]
+        used = np.flatnonzero(counts)
+        there = self._where[used] >= 0
+        tokens = counts[used]
+        if tokens.max() <= 1:
+            missing = used[~there]
+            moved = missing[: self._moved_of(len(missing))]
+        else:
+            times = self._rates_now.times(*self._sizes[layer])
+            split = schedule_experts(tokens.tolist(), there.tolist(), times)
+            self._where[used[list(split.cpu)]] = -1
+            moved = used[list(split.moved)]
+        moved = moved[: self._brought]
+        if len(moved):
+            self._where[moved] = self._slots.bring(layer, moved.tolist())
+        self._slots.call_when_brought(brought.address, brought.argument)
+
+    def _moved_of(self, misses: int) -> int:
+        rates = self._rates_now
+        return misses_to_move(misses, rates.move_bytes_per_s, rates.cpu_bytes_per_s)
+
+    @property
+    def _rates_now(self) -> HybridRates:
+        assert self._rates is not None, "without rates nothing is brought"
+        return self._rates
+
+
+def has_gpu_experts(model: Model, placement: HybridPlacement) -> bool:
+    """Whether the GPU has a routed layer."""
+    return any(_is_gpus(layer, placement) for layer in model.layers)
+
+
+def _is_gpus(layer: Layer, placement: HybridPlacement) -> bool:
+    return layer.ffn_gate_inp is not None and layer.index in placement.feed_forward
+
+
+def _tensors(layer: Layer) -> tuple[TensorInfo, ...]:
+    return tuple(getattr(layer, name) for name in EXPERT_TENSORS)
+
+
+def _size(tensors: tuple[TensorInfo, ...]) -> tuple[int, int]:
+    """(bytes, weights) of one expert."""
+    count = tensors[0].shape[0]
+    return sum(tensor.num_bytes for tensor in tensors) // count, sum(tensor.num_elements for tensor in tensors) // count

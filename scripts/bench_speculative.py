@@ -1,0 +1,173 @@
+"""Measure decoding with drafts against plain decoding on one model: a JSON line a case, then a table.
+
+    python scripts/bench_speculative.py MODEL.gguf [--draft FILE] [--acceptance 0.5 0.7 0.9] [--tokens 64]
+        [--threads 2] [--rounds 3] [--most 8] [--prompt-tokens 64] [--simulated-step-ms MS] [--prompts FILE.jsonl]
+
+Drafts are synthetic: right with the given chance, at the cost of --draft, of a simulated device that takes so long a
+token and works beside the target, or of nothing. Greedy answers to random tokens (or to the texts of --prompts, by
+lookup alone); plain and drafted runs alternate, medians of decoding speed. "over model": speed over the cost model's by
+times and acceptance measured in the run, "over plan": over the one by what was planned before it. Texts are compared.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from offload.gguf import GGUFFile
+from planner.draft_depth import best_depth
+from runtime.engine import Engine
+from runtime.sampler import SamplingParams
+from runtime.speculative.options import NGRAM, OFF, DraftOptions
+from runtime.speculative.speculation import Speculation, make_speculation, new_policy
+from runtime.speculative.synthetic import SyntheticSource
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line: what was drafted, speeds in tokens a second, and how drafts did."""
+
+    name: str
+    plain_tokens_per_s: float
+    drafted_tokens_per_s: float
+    model_tokens_per_s: float | None
+    planned_tokens_per_s: float | None
+    acceptance_rate: float | None
+    tokens_per_pass: float | None
+    off_share: float
+    same_text: bool
+    mb_per_token_plain: float | None = None
+    mb_per_token: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """Speed over plain decoding."""
+        return self.drafted_tokens_per_s / self.plain_tokens_per_s
+
+
+def answer(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[list[int], float, float | None]:
+    """The tokens of one answer, its speed, and megabytes read from flash for each."""
+    sampling = SamplingParams(temperature=0, logit_bias=dict.fromkeys(engine.tokenizer.eog_ids, -math.inf))
+    before = engine.cache_counts
+    said = [piece.token_id for piece in engine.generate(ids, max_tokens=tokens, sampling=sampling)]
+    assert engine.measured is not None and engine.measured.decode_tokens_per_s is not None
+    after = engine.cache_counts
+    read = None if before is None or after is None else after.since(before).bytes_read / len(said) / 1e6
+    return said, engine.measured.decode_tokens_per_s, read
+
+
+def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[int], tokens: int, rounds: int) -> Case:
+    """Plain and drafted answers in turn; the first round warms up."""
+    source, plain, drafted, same = speculation.source, [], [], True
+    planned = _modelled(speculation, source.acceptance) if isinstance(source, SyntheticSource) else None
+    read: list[float | None] = [None, None]
+    for round_number in range(rounds + 1):
+        engine.draft_with(None)
+        text, speed, read[0] = answer(engine, ids, tokens)
+        engine.draft_with(speculation)
+        found, with_drafts, read[1] = answer(engine, ids, tokens)
+        same = same and text == found
+        if round_number:
+            plain.append(speed)
+            drafted.append(with_drafts)
+    totals = speculation.totals
+    rate = totals.acceptance_rate
+    passes = max(totals.passes + totals.plain_passes, 1)
+    return Case(
+        name,
+        statistics.median(plain),
+        statistics.median(drafted),
+        None if rate is None else _modelled(speculation, rate),
+        planned,
+        rate,
+        totals.tokens_per_pass,
+        totals.plain_passes / passes,
+        same,
+        *read,
+    )
+
+
+def _modelled(speculation: Speculation, acceptance: float) -> float:
+    """The best rate of the cost model by the times that are known by now."""
+    policy = speculation.policy
+    return best_depth([acceptance] * policy.most, policy.costs()).tokens_per_s
+
+
+def cases(engine: Engine, gguf: GGUFFile, options: argparse.Namespace) -> Iterator[Case]:
+    """By synthetic acceptance, or of prompts by lookup."""
+    if options.prompts is not None:
+        for number, line in enumerate(options.prompts.read_text().splitlines()[: options.count]):
+            ids = engine.prompt_ids(_text(json.loads(line)))[-options.prompt_tokens :]
+            lookup = make_speculation(
+                DraftOptions(NGRAM, options.most), gguf, engine.text, engine.plan, engine.executor
+            )
+            assert lookup is not None
+            yield compare(engine, f"lookup, prompt {number}", lookup, ids, options.tokens, options.rounds)
+        return
+    ids = np.random.default_rng(1).integers(0, engine.tokenizer.vocab_size, options.prompt_tokens).tolist()
+    for acceptance in options.acceptance:
+        wanted = DraftOptions(options.draft or OFF, options.most, synthetic=acceptance)
+        if options.simulated_step_ms is None:
+            made = make_speculation(wanted, gguf, engine.text, engine.plan, engine.executor)
+            assert made is not None
+        else:
+            source = SyntheticSource(acceptance, step_s=options.simulated_step_ms / 1e3)
+            made = Speculation(engine.executor, source, new_policy(wanted, gguf, engine.plan, None))
+        yield compare(engine, made.source.name, made, ids, options.tokens, options.rounds)
+        made.close()
+
+
+def _text(record: dict[str, object]) -> str:
+    turns = record.get("turns")
+    return str(turns[0]) if isinstance(turns, list) else str(record.get("prompt", record))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--draft")
+    parser.add_argument("--acceptance", type=float, nargs="*", default=[0.5, 0.7, 0.9])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--most", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--simulated-step-ms", type=float)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--budget", help="As for `strata run`: ram=2GiB makes weights stream.")
+    options = parser.parse_args()
+    from planner.budget import parse_budget  # noqa: PLC0415
+
+    budget = parse_budget(options.budget) if options.budget else None
+    context = options.prompt_tokens + options.tokens + 8
+    with (
+        GGUFFile.open(options.model) as gguf,
+        Engine(options.model, context_tokens=context, threads=options.threads, budget=budget) as engine,
+    ):
+        rows = []
+        for case in cases(engine, gguf, options):
+            print(json.dumps({**asdict(case), "gain": case.gain}), flush=True)
+            rows.append(case)
+    print("| drafts | plain | drafted | gain | over model | over plan | accepted | tokens a pass | same text |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
+    for case in rows:
+        speed = case.drafted_tokens_per_s
+        shares = (
+            f"{speed / rate:.2f}" if rate else "" for rate in (case.model_tokens_per_s, case.planned_tokens_per_s)
+        )
+        accepted = "" if case.acceptance_rate is None else f"{case.acceptance_rate:.0%}"
+        print(
+            f"| {case.name} | {case.plain_tokens_per_s:.2f} | {speed:.2f} | {case.gain:.2f} | {' | '.join(shares)} | "
+            f"{accepted} | {case.tokens_per_pass or 0:.2f} | {'yes' if case.same_text else 'NO'} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

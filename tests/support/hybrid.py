@@ -1,0 +1,85 @@
+"""Runs a model file with the hybrid executor on a simulated GPU, and draws placements."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gpu_kernels.simulated import SimulatedDevice
+from offload.gguf import GGUFFile
+from runtime.architectures import Model, describe
+from runtime.executor import Step
+from runtime.executor.base import Executor
+from runtime.executor.hybrid import HybridExecutor, HybridPlacement
+from runtime.executor.hybrid.rates import HybridRates
+
+FAST_GPU = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
+BRINGING = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9)  # a slow CPU: bringing experts pays
+
+
+@contextmanager
+def hybrid(path: Path, placement: HybridPlacement, *, gpu: str = FAST_GPU, **options: Any) -> Iterator[HybridExecutor]:
+    """An executor, closed at the end; by default nearly all time is the CPU's own."""
+    with GGUFFile.open(path) as file:
+        options = {"context_tokens": 64, **options}
+        runner = HybridExecutor(describe(file), file, placement, SimulatedDevice(gpu), **options)
+        try:
+            yield runner
+        finally:
+            runner.close()
+
+
+def model_of(path: Path) -> Model:
+    """The description of a file's model."""
+    with GGUFFile.open(path) as file:
+        return describe(file)
+
+
+def all_logits(runner: Executor, ids: Sequence[int], capacity_tokens: int = 128) -> NDArray[np.float32]:
+    """Of every position."""
+    return runner.forward([Step(ids, runner.new_kv(capacity_tokens))], logits="all")[0]
+
+
+def greedy(runner: Executor, ids: Sequence[int], count: int) -> tuple[list[int], NDArray[np.float32]]:
+    """The most probable next tokens, and the logits each was chosen from, (count, vocab)."""
+    kv = runner.new_kv(len(ids) + count)
+    rows = [runner.forward([Step(ids, kv)])[0][-1]]
+    while len(rows) < count:
+        rows.append(runner.forward([Step([int(rows[-1].argmax())], kv)])[0][-1])
+    return [int(row.argmax()) for row in rows], np.stack(rows)
+
+
+def continued(runner: Executor, ids: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
+    """The logits that each of `tokens` would be chosen from, (tokens, vocab)."""
+    kv = runner.new_kv(len(ids) + len(tokens))
+    steps = [ids, *([token] for token in tokens[:-1])]
+    return np.stack([runner.forward([Step(step, kv)])[0][-1] for step in steps])
+
+
+@st.composite
+def placements(draw: st.DrawFn, model: Model) -> HybridPlacement:
+    """Any placement of a model, with experts on either side of everything."""
+    layers = range(model.block_count)
+    attention, feed_forward = (draw(st.frozensets(st.sampled_from(layers))) for _ in range(2))
+    ram_kv: frozenset[int] = frozenset()
+    if attention and draw(st.booleans()):
+        ram_kv = draw(st.frozensets(st.sampled_from(sorted(attention))))
+    routed = sorted(layer for layer in feed_forward if model.layers[layer].ffn_gate_inp is not None)
+    options: dict[str, Any] = {}
+    if routed:
+        count = model.expert_count
+        resident: frozenset[int] = frozenset()
+        if draw(st.booleans()):
+            resident = draw(st.frozensets(st.sampled_from(routed)))
+        experts = st.tuples(st.sampled_from(routed), st.integers(0, count - 1))
+        options = {
+            "resident": resident,
+            "expert_slots": len(resident) * count + draw(st.integers(0, 2 * count)),
+            "seeds": tuple(draw(st.lists(experts, max_size=2 * count, unique=True))),
+            "brought_slots": draw(st.sampled_from([0, 1, count])),
+        }
+    return HybridPlacement(attention, feed_forward, output=draw(st.booleans()), ram_kv=ram_kv, **options)

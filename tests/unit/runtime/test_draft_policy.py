@@ -1,0 +1,165 @@
+"""How many drafts are made, what a bad draft may cost, and when drafting comes back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.speculative.account import Account
+from runtime.speculative.draft import Candidate, Proposal
+from runtime.speculative.estimates import Acceptance, Calibration, Chance, PassTimes, RunningMean
+from runtime.speculative.policy import Policy, Turn
+
+PLAIN_S = 1e-2
+
+
+def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False, overhead_s=2e-5):
+    """Seconds of an answer, and how many of its passes had drafts; candidates are right with that chance."""
+    rng = np.random.default_rng(seed)
+    account, seconds, done, passes = Account(), 0.0, 0, 0
+    while done < tokens:
+        offer = policy.offer(account, tokens - done - 1)
+        if offer.idle_tokens:
+            idle = min(offer.idle_tokens, tokens - done)
+            policy.idled(idle, account)
+            seconds += idle * PLAIN_S
+            done += idle
+            continue
+        most = offer.most if free else min(offer.most, offer.most_computed)
+        goes_on, drafted = policy.goes_on(offer), 0
+        while drafted < most:
+            drafted += 1
+            if not free and not goes_on("test", 0.8):
+                break
+        proposal = Proposal((Candidate(1, 0.8),) * drafted, "test", is_computed=not free)
+        verified = policy.worth_verifying(offer, proposal)
+        accepted = 0
+        while accepted < verified and rng.random() < acceptance:
+            accepted += 1
+        turn = Turn(
+            proposal,
+            verified,
+            accepted,
+            0.0 if free else drafted * draft_s,
+            pass_s(verified + 1),
+            overhead_s,
+            offer.is_probe,
+        )
+        policy.record(turn, account)
+        seconds += turn.seconds
+        done += accepted + 1
+        passes += verified > 0
+    return seconds, passes
+
+
+def policy_of(*, draft_s=1e-3, most=8, expected=lambda tokens: PLAIN_S * (1 + 0.05 * (tokens - 1))):
+    return Policy(PassTimes(expected), draft_s=draft_s, acceptance=0.6, most=most)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    acceptance=st.floats(0.0, 1.0),
+    draft_share=st.floats(0.0, 3.0),
+    slope=st.floats(0.0, 1.0),
+    believed=st.floats(0.0, 0.3),
+    tokens=st.integers(64, 600),
+    seed=st.integers(0, 9),
+    free=st.booleans(),
+)
+def test_whatever_drafts_are_like_an_answer_takes_three_per_cent_more_at_most(
+    acceptance, draft_share, slope, believed, tokens, seed, free
+):
+    policy = policy_of(draft_s=PLAIN_S * 0.1, expected=lambda n: PLAIN_S * (1 + believed * (n - 1)))
+    for answer in range(2):
+        seconds, _ = simulate(
+            policy,
+            tokens,
+            draft_s=PLAIN_S * draft_share,
+            pass_s=lambda n: PLAIN_S * (1 + slope * (n - 1)),
+            acceptance=acceptance,
+            seed=seed + answer,
+            free=free,
+        )
+        surprise = PLAIN_S * (8 * max(draft_share - 0.1, 0) + 8 * max(slope - believed, 0)) if not answer else 0.0
+        assert seconds - surprise <= tokens * PLAIN_S / 0.97
+
+
+@pytest.mark.parametrize(("acceptance", "least"), [(0.7, 1.75), (0.9, 3.0)])
+def test_good_drafts_are_made_and_pay(acceptance, least):
+    seconds, _ = simulate(
+        policy_of(), 400, draft_s=5e-4, pass_s=lambda n: PLAIN_S * (1 + 0.03 * (n - 1)), acceptance=acceptance
+    )
+    assert 400 * PLAIN_S / seconds > least
+
+
+def test_bad_drafts_are_turned_off_and_tried_again_when_they_are_good():
+    policy = policy_of()
+    cost = {"draft_s": 2e-3, "pass_s": lambda n: PLAIN_S * (1 + 0.1 * (n - 1))}
+    _, passes = simulate(policy, 600, acceptance=0.0, **cost)
+    assert 1 <= passes < 20
+    seconds, passes = simulate(policy, 1200, acceptance=0.95, **cost)
+    assert passes > 100
+    assert seconds < 1200 * PLAIN_S * 0.75
+
+
+def test_forced_drafts_are_all_verified():
+    policy = Policy(PassTimes(float), draft_s=1.0, acceptance=0.0, most=5, is_forced=True)
+    offer = policy.offer(Account(), 100)
+    assert (offer.most, offer.most_computed) == (5, 5)
+    assert policy.worth_verifying(offer, Proposal((Candidate(1, 0.01),) * 9, "test")) == 5
+    assert policy.offer(Account(), 3).most == 3
+    assert policy.offer(Account(), 0).most == 0
+    assert policy.plain_tokens_before_start(Account(), 1) == 0
+
+
+def test_dear_starts_wait_until_the_answer_is_long_enough():
+    policy = policy_of(expected=lambda n: 1e-4)
+    assert policy.plain_tokens_before_start(Account(), 1) > 10
+    assert policy.plain_tokens_before_start(Account(), 300) == 0
+    assert policy_of().plain_tokens_before_start(Account(), 1) == 0
+
+
+def test_estimates_follow_what_happens():
+    chance = Chance(0.5)
+    for _ in range(200):
+        chance.add(right=True)
+    assert chance.value > 0.9
+    acceptance = Acceptance(0.6, 4)
+    assert acceptance.chances(4) == pytest.approx([0.6] * 4)
+    for _ in range(100):
+        acceptance.add(4, 1)
+    first, second, _, last = acceptance.chances(4)
+    assert first > 0.9
+    assert second < 0.2
+    assert last == pytest.approx(second)
+    with pytest.raises(ValueError, match="acceptance"):
+        Acceptance(1.5, 2)
+
+
+def test_confidence_is_calibrated_by_source():
+    calibration = Calibration()
+    for _ in range(100):
+        calibration.add("model", 0.9, right=False)
+    assert calibration.chance("model", 0.9) < 0.15
+    assert calibration.chance("n-gram", 0.9) > 0.6
+    assert calibration.chance("model", 0.1) < calibration.chance("n-gram", 0.99)
+
+
+def test_passes_that_were_not_measured_are_told_from_those_that_were():
+    times = PassTimes(lambda tokens: 1.0 + 0.1 * (tokens - 1))
+    assert times.seconds(5) == pytest.approx(1.4)
+    times.add(1, 2.0)
+    assert times.seconds(5) == pytest.approx(2.8)
+    times.add(9, 5.4)
+    assert times.seconds(5) == pytest.approx(1.4 * 2.5)
+    assert times.seconds(16) == pytest.approx(2.5 * 3.0)
+    assert (times.measurements(1), times.measurements(2)) == (1, 0)
+
+
+def test_means_take_the_least_of_the_first_and_bound_outliers():
+    mean = RunningMean(7.0)
+    for value in (3.0, 2.0, 9.0):
+        mean.add(value)
+    assert mean.value == 2.0
+    mean.add(1000.0)
+    assert mean.value == pytest.approx(2.0 + 0.2 * 4.0)
