@@ -50,6 +50,9 @@ class KVPolicy:
         )
 
 
+F16_POLICY = KVPolicy()
+
+
 def token_bytes(key: KVType, value: KVType, kv_heads: int, key_length: int, value_length: int) -> int:
     """Bytes of a token's keys and values in one layer; 0 for a layer without heads."""
     if min(kv_heads, key_length, value_length) < 1:

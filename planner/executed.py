@@ -22,7 +22,7 @@ from planner.hybrid_rates import expert_rates
 from planner.hybrid_split import split_of
 from planner.hybrid_step import HybridRun
 from planner.kernel_choice import chosen_kernels
-from planner.kv import keeps
+from planner.kv import keeps, kv_notes
 from planner.machine_here import flash_here
 from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES, memory_needs
 from planner.model_shape import ModelShape
@@ -95,6 +95,7 @@ def plan_executed(question: Question, here: Here) -> Plan:
         predicted=best.predicted,
         notes=(
             *context_notes(question, best.fit.context_tokens),
+            *kv_notes(question.wish.kv, question.shape.block_count, has_gpu=here.gpu is not None),
             *way_notes(question, here, best.fit, others=[fit.way for fit in fits], threads=best.settings.threads),
         ),
     )

@@ -72,7 +72,8 @@ def render_plan(console: Console, plan: Plan) -> None:
         if needs.needed_bytes:
             _print_bar(console, tier, needs, available, plan.budget)
     form = _FORM_NAMES[settings.weights_form]
-    console.print(f"weights {form} · context {settings.context_tokens} tokens · {_computed_by(plan)}")
+    kv = "" if settings.kv.is_plain else f" · KV {settings.kv.name}"
+    console.print(f"weights {form} · context {settings.context_tokens} tokens{kv} · {_computed_by(plan)}")
     console.print(_prediction_line(plan.predicted, simulated=plan.is_simulated))
     for note in plan.notes:
         console.print(f"[yellow]note[/] {escape(note)}")

@@ -3,7 +3,9 @@
 Knows nothing about how plans are found.
 """
 
-from cpu_kernels.kv_policy import KVPolicy
+from collections.abc import Iterator
+
+from cpu_kernels.kv_policy import EDGE_TYPE, KVPolicy
 from cpu_kernels.kv_types import KVType
 from offload.errors import PlanError, RequestError
 
@@ -32,6 +34,14 @@ def check_kv(policy: KVPolicy, loop: str) -> None:
                 f"settings.{field} is {kind.value!r}; the {loop} loop keeps {', '.join(known)}",
                 hint="plan with --loop program, or leave out -ctk and -ctv",
             )
+
+
+def kv_notes(policy: KVPolicy, layers: int, *, has_gpu: bool) -> Iterator[str]:
+    """What a user should know of a policy."""
+    if has_gpu and not policy.is_plain:
+        yield f"the GPU is left out: it keeps keys and values as f16, not {policy.name}"
+    if policy.of_layer(0, layers) != (policy.key, policy.value):
+        yield f"the first and the last layer keep keys and values as {EDGE_TYPE}; `strata kv-eval` shows what it saves"
 
 
 def kv_type(name: str, option: str) -> KVType:

@@ -106,7 +106,10 @@ class ModelShape:
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile, kv: KVPolicy | None = None) -> "ModelShape":
-        """The shape of an open model that keeps keys and values by `kv`, in float16 without; PlanError for a vocabulary alone, ModelFormatError for absurd metadata."""
+        """The shape of an open model that keeps keys and values by `kv`, in float16 without.
+
+        PlanError for a vocabulary alone, ModelFormatError for absurd metadata.
+        """
         if not gguf.tensors:
             raise PlanError(
                 f"{gguf.path} holds a vocabulary alone: it has no weights that could be placed",

@@ -22,7 +22,7 @@ def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
             f"machine: the plan is for {plan.machine.name}; it was planned and simulated, and cannot be run",
             hint="plan for this machine: leave out --machine",
         )
-    shape = ModelShape.from_gguf(gguf)
+    shape = ModelShape.from_gguf(gguf, plan.settings.kv)
     _check_way(plan, shape)
     _check_units(plan, shape)
     _check_needs(plan, shape)

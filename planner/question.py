@@ -6,7 +6,7 @@ elsewhere carries its description instead.
 
 from dataclasses import dataclass
 
-from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
 from cpu_kernels.reference.dequantize import dequantizable
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.errors import RequestError, UnsupportedModelError
@@ -32,7 +32,7 @@ class Wish:
     prompt_tokens: int | None = None  # that speed is predicted for
     loop: str = AUTO
     objective: Objective = Objective.LATENCY
-    kv: KVPolicy = KVPolicy()
+    kv: KVPolicy = F16_POLICY
 
     def check(self) -> None:
         """RequestError for what no plan could have."""

@@ -16,7 +16,7 @@ import numpy as np
 from offload.cache_counts import CacheCounts
 from offload.errors import RequestError
 from runtime.engine import Engine
-from runtime.executor.base import KVHandle, Step
+from runtime.executor.base import KVHandle, Step, WindowedKV
 from runtime.sampler import SamplingParams
 
 
@@ -158,9 +158,17 @@ def _context(engine: Engine, test: BenchTest, ids: list[int]) -> KVHandle:
     return kv
 
 
+def _rewind(engine: Engine, kv: KVHandle, test: BenchTest, ids: list[int]) -> None:
+    """Back to the context's end, some of which is computed again where a cache cannot be cut there."""
+    kept = kv.cut_at(test.depth) if isinstance(kv, WindowedKV) else test.depth
+    kv.truncate(kept)
+    if kept < test.depth:
+        engine.executor.forward([Step(ids[kept : test.depth], kv)], logits="none")
+
+
 def _seconds(engine: Engine, kv: KVHandle, test: BenchTest, ids: list[int]) -> float:
     """Wall-clock of the test's own tokens, behind those of the context."""
-    kv.truncate(test.depth)
+    _rewind(engine, kv, test, ids)
     chunk = engine.plan.settings.prefill_chunk_tokens
     started = time.perf_counter()
     for start in range(test.depth, test.depth + test.prompt_tokens, chunk):

@@ -18,6 +18,7 @@ from runtime.cli import (
     chat,
     doctor,
     inspect,
+    kv_eval,
     pack,
     perplexity,
     plan,
@@ -37,8 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, chat, batch, plan, profile, inspect, doctor, pack, verify, tokenize, perplexity):
-    app.command(name=module.__name__.rsplit(".", maxsplit=1)[-1])(module.command)
+for module in (run, chat, batch, plan, profile, inspect, doctor, pack, verify, tokenize, perplexity, kv_eval):
+    app.command(name=module.__name__.rsplit(".", maxsplit=1)[-1].replace("_", "-"))(module.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(store.app, name="store")

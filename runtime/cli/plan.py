@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cpu_kernels.kv_types import KVType
 from offload.errors import RequestError
 from planner import document
 from planner.compare import ranked
@@ -30,7 +31,18 @@ from planner.why import decode_step, why
 from runtime.cli.console import console, write_json, write_text
 from runtime.cli.groups import grouped
 from runtime.cli.headers import open_header
-from runtime.cli.options import AsJson, BudgetText, Context, Gpu, Loop, LoopChoice, PlanOptions, Threads
+from runtime.cli.options import (
+    AsJson,
+    BudgetText,
+    CacheTypeK,
+    CacheTypeV,
+    Context,
+    Gpu,
+    Loop,
+    LoopChoice,
+    PlanOptions,
+    Threads,
+)
 from runtime.cli.planning import question_by
 from runtime.cli.remote_names import download_command, is_remote
 
@@ -56,6 +68,8 @@ def command(
     budget: BudgetText = None,
     loop: Loop = LoopChoice.AUTO,
     gpu: Gpu = FOUND,
+    cache_type_k: CacheTypeK = KVType.F16,
+    cache_type_v: CacheTypeV = KVType.F16,
     machine: Annotated[
         str | None, typer.Option("--machine", help="Plan for a described machine: its name, or a JSON file.")
     ] = None,
@@ -82,7 +96,7 @@ def command(
     with ExitStack() as stack:
         questions = [
             question_by(
-                PlanOptions(name, context, threads, budget, loop, gpu),
+                PlanOptions(name, context, threads, budget, loop, gpu, cache_type_k, cache_type_v),
                 stack.enter_context(open_header(name)),
                 objective=objective,
                 machine=machine,

@@ -106,7 +106,8 @@ def _load_model(path: Path, gguf: GGUFFile, tokenizer: Tokenizer, plan: Plan, re
         if (note := found.describe()) is not None:
             log.info("%s: %s", path.name, note)
         own = _own_plan(draft, plan, reserved_bytes)
-        foreseen = forecast(plan, ModelShape.from_gguf(gguf), own, ModelShape.from_gguf(draft), load_or_measure())
+        shapes = ModelShape.from_gguf(gguf, plan.settings.kv), ModelShape.from_gguf(draft)
+        foreseen = forecast(plan, shapes[0], own, shapes[1], load_or_measure())
         executor = make_executor(draft, own, on_load=None)
     source = ModelSource(
         executor,

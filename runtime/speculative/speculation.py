@@ -148,7 +148,8 @@ def make_speculation(
 def new_policy(options: DraftOptions, gguf: GGUFFile, plan: Plan, expected: DraftForecast | None) -> Policy:
     """A policy that begins with what the plan predicts."""
     plain_s = 1 / plan.predicted.decode_tokens_per_s
-    ratios = pass_ratios(ModelShape.from_gguf(gguf), load_or_measure(), plan.settings.threads, MOST_DRAFTS + 1)
+    shape = ModelShape.from_gguf(gguf, plan.settings.kv)
+    ratios = pass_ratios(shape, load_or_measure(), plan.settings.threads, MOST_DRAFTS + 1)
     return Policy(
         PassTimes(lambda tokens: plain_s * ratios[tokens - 1]),
         draft_s=expected.draft_s if expected is not None else 0.0,

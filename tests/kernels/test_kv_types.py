@@ -13,10 +13,9 @@ from cpu_kernels.kv_layout import BLOCK_TOKENS, KVLayout, KVMemory
 from cpu_kernels.kv_types import KVType
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.reference.kv_codes import bfloat, encoded, rounded, unpacked_keys, unpacked_values, walsh_hadamard
-from tests.support.rows import ISA_NAMES, ISAS, address, close, floats, run
+from tests.support.rows import ISAS, address, close, floats, run
 
 CODED = [kind for kind in KVType if kind.is_coded]
-every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
 Floats = NDArray[np.float32]
 
 
@@ -141,9 +140,19 @@ def reference(filled: Filled, queries: Floats, keys: Floats, values: Floats) -> 
     return out.reshape(case.tokens, -1)
 
 
-@every_isa
-@pytest.mark.parametrize("kind", list(KVType))
-@pytest.mark.parametrize("case", CASES, ids=str)
+EDGE_ISAS = (ISAS[0], ISAS[-1])  # the widest vectors and the narrowest
+COMBINATIONS = [
+    *((CASES[0], kind, isa) for kind in CODED for isa in ISAS),
+    *((CASES[0], KVType.BF16, isa) for isa in EDGE_ISAS),
+    *((case, kind, isa) for case, isa in zip(CASES[1:], EDGE_ISAS, strict=True) for kind in CODED),
+]
+
+
+def named(value: object) -> str:
+    return value.name if isinstance(value, ISA) else str(value)
+
+
+@pytest.mark.parametrize(("case", "kind", "isa"), COMBINATIONS, ids=named)
 def test_codes_and_attention(case: Case, kind: KVType, isa: ISA) -> None:
     filled = Filled(case, kind, kind)
     if case.start:
@@ -163,8 +172,15 @@ def test_codes_and_attention(case: Case, kind: KVType, isa: ISA) -> None:
         assert not close(whole, reference(filled, queries, keys * np.float32(1.01), values), 1e-5)
 
 
-@every_isa
-@pytest.mark.parametrize("kinds", [(KVType.Q8_0, KVType.Q4_0), (KVType.KIVI2, KVType.F16), (KVType.F16, KVType.KIVI4)])
+@pytest.mark.parametrize(
+    ("kinds", "isa"),
+    [
+        ((KVType.Q8_0, KVType.Q4_0), ISAS[-1]),
+        ((KVType.KIVI2, KVType.F16), ISAS[0]),
+        ((KVType.F16, KVType.KIVI4), ISAS[0]),
+    ],
+    ids=named,
+)
 def test_keys_and_values_of_different_types(kinds: tuple[KVType, KVType], isa: ISA) -> None:
     case = CASES[0]
     filled = Filled(case, *kinds)
@@ -174,8 +190,7 @@ def test_keys_and_values_of_different_types(kinds: tuple[KVType, KVType], isa: I
     assert close(whole, reference(filled, queries, *filled.expected()), 1e-5)
 
 
-@every_isa
-@pytest.mark.parametrize("length", [8, 64, 128])
+@pytest.mark.parametrize(("length", "isa"), [(8, ISAS[0]), (128, ISAS[-1]), *((64, isa) for isa in ISAS)], ids=named)
 def test_turned_heads(length: int, isa: ISA) -> None:
     case = Case(2, 1, length, length, tokens=3, start=70)
     filled = Filled(case, KVType.F16, KVType.F16, rotates=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.isa import ISA, current
+from cpu_kernels.kv_policy import KVPolicy
 from offload.flash import DEADLINE_S, ReadMode
 from offload.gguf import GGUFFile
 from offload.policies import PolicyName
@@ -22,14 +23,19 @@ from runtime.streamed import GGUFBundles, StreamedWeights
 
 @contextmanager
 def executor(
-    path: Path, *, threads: int = 1, isa: ISA | None = None, chunk_tokens: int = CHUNK_TOKENS
+    path: Path,
+    *,
+    threads: int = 1,
+    isa: ISA | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+    kv_policy: KVPolicy | None = None,
 ) -> Iterator[ProgramExecutor]:
     """An executor, closed at the end."""
     with GGUFFile.open(path) as file:
         model = describe(file)
         weights = PanelWeights(file, model, isa=isa, threads=threads)
         weights.load()
-    runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens)
+    runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens, kv_policy=kv_policy)
     try:
         yield runner
     finally:

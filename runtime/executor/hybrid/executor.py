@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from cpu_kernels.isa import ISA
+from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.tuning import Tuning
 from gpu_kernels.device import GpuDevice
 from gpu_kernels.dispatch import kernels_for
@@ -107,8 +108,10 @@ class HybridExecutor(ProgramExecutor):
                 ) from error
             raise
 
-    def new_kv(self, capacity_tokens: int) -> HybridKV:
-        """See `Executor`."""
+    def new_kv(self, capacity_tokens: int, policy: KVPolicy | None = None) -> HybridKV:
+        """See `Executor`; ValueError for a policy that is not float16 throughout."""
+        if policy is not None and not policy.is_plain:
+            raise ValueError(f"a KV cache of {policy.name}: what a GPU reads is float16")
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
         kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens)

@@ -58,11 +58,11 @@ class ProgramExecutor:
     def _new_runner(self, threads: int) -> Runner:
         return Runner(self.model, self._weights, threads, self._most_tokens)
 
-    def new_kv(self, capacity_tokens: int) -> ProgramKV:
-        """See `Executor`."""
+    def new_kv(self, capacity_tokens: int, policy: KVPolicy | None = None) -> ProgramKV:
+        """See `Executor`; `policy` in place of the executor's own."""
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
-        return ProgramKV(model.block_count, *shape, capacity_tokens, self._kv_policy)
+        return ProgramKV(model.block_count, *shape, capacity_tokens, policy or self._kv_policy)
 
     @property
     def cache_counts(self) -> CacheCounts | None:

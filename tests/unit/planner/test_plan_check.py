@@ -84,8 +84,10 @@ def test_what_the_gpu_holds_the_gpu_computes(plan: Plan) -> None:
 
 
 def test_other_kv_types_are_refused(plan: Plan) -> None:
-    with pytest.raises(PlanError, match=r"settings\.kv_dtype is 'q8_0'"):
-        edited(plan, lambda document: document["settings"].update(kv_dtype="q8_0"))
+    with pytest.raises(PlanError, match=r"settings\.cache_type_k"):
+        edited(plan, lambda document: document["settings"].update(cache_type_k="q9_0"))
+    with pytest.raises(PlanError, match=r"settings\.cache_type_v is 'kivi2'; the hybrid loop keeps f16"):
+        edited(plan, lambda document: document["settings"].update(cache_type_v="kivi2", loop="hybrid"))
 
 
 def test_threads_may_be_edited(model: HeaderOnly, plan: Plan) -> None:
