@@ -1,9 +1,11 @@
 """Drafts beside an engine: one source and one policy for all its sequences, and what they did.
 
 Knows nothing of prompts or text. Invariant: with sample-and-match, the default, every answer is the one that plain
-decoding gives; a draft that fails is logged and left out from then on.
+decoding gives (on a GPU up to the last bits of logits, of which a warning tells); a draft that fails is logged and left
+out from then on.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -32,7 +34,9 @@ from runtime.speculative.synthetic import SyntheticDraft, SyntheticSource
 from runtime.speculative.totals import Totals
 from runtime.text import ModelText
 
-EXACT_LOOPS = (PROGRAM, HYBRID)  # whose logits do not depend on how many tokens are computed at once
+log = logging.getLogger("strata.speculative")
+
+LOOPS = (PROGRAM, HYBRID)  # whose logits depend on how many tokens are computed at once not at all, or hardly
 
 
 class Speculation(Closing):
@@ -135,10 +139,15 @@ def make_speculation(
     """
     if not options.is_on:
         return None
-    if plan.settings.loop not in EXACT_LOOPS:
+    if plan.settings.loop not in LOOPS:
         raise RequestError(
             f"drafts cannot be verified by the {plan.settings.loop} loop: its logits change with the tokens of a step",
             hint="use --loop program, or --draft off",
+        )
+    if plan.settings.loop == HYBRID:
+        log.warning(
+            "a GPU's sums end differently for several tokens than for one: where two tokens are all but equally "
+            "likely, drafts may change the answer"
         )
     loaded = load_draft(options, gguf, text.tokenizer, plan)
     policy = new_policy(options, gguf, plan, loaded.forecast)
