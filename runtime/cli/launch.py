@@ -143,8 +143,8 @@ def speeds(engine: Engine) -> dict[str, Any]:
     return {
         "gpu": engine.plan.machine.gpu,  # says "simulated" where it is
         "replanned": [asdict(replan) for replan in engine.replanned],
-        "predicted": engine.plan.predicted.as_dict(),
-        "measured": engine.measured.as_dict() if engine.measured else None,
         "streamed": engine.cache_counts.as_dict() if engine.cache_counts is not None else None,
         "drafts": engine.speculation.totals.as_dict() if engine.speculation else None,
+        "predicted": engine.plan.predicted.as_dict(),
+        "measured": engine.measured.as_dict() if engine.measured else None,
     }

@@ -17,7 +17,7 @@ from tests.support.shapes import SHAPES
 
 OLMOE, DENSE_1B = SHAPES["OLMoE 7B, 1B active"], SHAPES["dense 1B"]
 FLASH = Flash("drive", (FlashPoint(1 << 20, 4, True, 4e9),), 0.0, 0)
-STREAMED = Settings(1 << 15, 256, 2, WeightsForm.PACKED, "float16", "program", "cpu", 325)
+STREAMED = Settings(1 << 15, 256, 2, WeightsForm.PACKED, "program", "cpu", stream_slots=325)
 IN_RAM = replace(STREAMED, stream_slots=0)
 EXPERTS = Streaming(FLASH, assumed_curve(16, 64, 8, popularity_exponent=0.0))
 

@@ -28,7 +28,7 @@ MIB = 1 << 20
 OLMOE, DENSE_1B = SHAPES["OLMoE 7B, 1B active"], SHAPES["dense 1B"]
 STREAMS = next(way for way in EXECUTED if way.streams)
 FLASH = Flash("drive", (FlashPoint(1 << 20, 4, True, 2e9),), 0.0, 0)
-SETTINGS = Settings(4096, 512, 2, WeightsForm.PACKED, "float16", "program", "cpu", 500)
+SETTINGS = Settings(4096, 512, 2, WeightsForm.PACKED, "program", "cpu", stream_slots=500)
 
 
 def test_both_kinds_of_models_can_be_streamed() -> None:

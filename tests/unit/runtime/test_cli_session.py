@@ -148,7 +148,7 @@ def test_prefixes_are_kept_unless_they_are_off(chat: Chat, tmp_path: Path, monke
         )
         assert batch.code == 0, batch.stderr
     texts = [
-        [json.loads(line)["response"]["body"]["choices"] for line in (tmp_path / name).read_text().splitlines()]
+        [json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("off.jsonl", "1GiB.jsonl")
     ]
     assert texts[0] == texts[1]

@@ -49,7 +49,7 @@ def test_rows_move_between_caches_of_any_capacity(capacities: tuple[int, int]) -
 
 
 def unpacked(kv: ProgramKV, layer: int, part: str, count: int) -> NDArray[np.uint16]:
-    layout = kv.layout
+    layout = kv.layout.layers[layer]
     memory = kv._memory.reshape(3, -1)[layer]
     if part == "keys":
         return layout.unpack_keys(memory[: layout.key_bytes], count).view(np.uint16)

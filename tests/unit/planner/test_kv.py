@@ -1,0 +1,88 @@
+"""Types of the KV cache in plans: bytes, refusals, notes, other runtimes' flags."""
+
+from dataclasses import replace
+
+import pytest
+
+from cpu_kernels.kv_policy import KVPolicy, window_bytes
+from cpu_kernels.kv_types import KVType
+from offload.errors import PlanError, RequestError
+from planner.budget import GIB, Budget
+from planner.kv import check_kv, keeps, kv_notes, kv_type
+from planner.llama_cpp_flags import llama_cpp_flags
+from planner.model_shape import ModelShape
+from planner.plan import Plan
+from planner.plan_check import check_runnable
+from planner.question import Here, Wish, ask
+from planner.solve import solve
+from tests.support.planning import header, profile
+
+F16 = KVPolicy()
+Q8_0 = KVPolicy(KVType.Q8_0, KVType.Q8_0)
+KIVI2 = KVPolicy(KVType.KIVI2, KVType.KIVI2)
+MODEL = header(layers=4, heads=4, kv_heads=2)  # heads of 64
+
+
+def planned(kv: KVPolicy, loop: str = "program") -> Plan:
+    question = ask(MODEL, Budget(GIB, 0, "test", "no GPU"), Here(profile()), Wish(4096, 2, 512, loop, kv=kv))  # type: ignore[arg-type]
+    return solve(question)
+
+
+def test_bytes_follow_the_types() -> None:
+    plain, half = (ModelShape.from_gguf(MODEL, kv) for kv in (F16, Q8_0))  # type: ignore[arg-type]
+    assert half.kv_bytes_per_token * 32 == plain.kv_bytes_per_token * 17
+    assert plain.kv_window_bytes == half.kv_window_bytes == 0
+    least = ModelShape.from_gguf(MODEL, KIVI2)  # type: ignore[arg-type]
+    edge, inner = half.kv_bytes_per_layer[0], plain.kv_bytes_per_layer[0] * 6 // 32
+    assert least.kv_bytes_per_layer == (edge, inner, inner, edge)
+    assert least.kv_window_bytes == 2 * window_bytes(KVType.KIVI2, 2, 64, 256) == 2 * 2 * 64 * 2 * (256 + 128)
+
+
+def test_plans_promise_memory_and_speed_by_the_types() -> None:
+    plain, half = planned(F16), planned(Q8_0)
+    assert half.needs.ram.kv_bytes < 0.54 * plain.needs.ram.kv_bytes
+    assert half.predicted.decode_tokens_per_s > plain.predicted.decode_tokens_per_s
+    assert Plan.from_json(half.to_json()) == half
+    assert check_runnable(half, MODEL) == half  # type: ignore[arg-type]
+    assert half.settings.kv == Q8_0
+
+
+def test_a_plan_whose_types_were_edited_is_refused() -> None:
+    plan = planned(Q8_0)
+    edited = replace(plan, settings=replace(plan.settings, cache_type_k=KVType.F16))
+    with pytest.raises(PlanError, match=r"num_bytes of blk\.0\.kv"):
+        check_runnable(edited, MODEL)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"settings\.cache_type_k"):
+        Plan.from_json(plan.to_json().replace('"cache_type_k": "q8_0"', '"cache_type_k": "q9_0"'))
+
+
+@pytest.mark.parametrize("loop", ["hybrid", "sequential"])
+def test_loops_that_keep_float16_alone(loop: str) -> None:
+    assert keeps(loop, F16)
+    assert not keeps(loop, Q8_0)
+    with pytest.raises(PlanError, match=rf"settings\.cache_type_k is 'q8_0'; the {loop} loop keeps f16"):
+        check_kv(Q8_0, loop)
+    with pytest.raises(PlanError, match="program"):
+        planned(Q8_0, loop)
+    with pytest.raises(PlanError, match="cache_type_v is 'kivi2'"):
+        check_kv(KVPolicy(KVType.F16, KVType.KIVI2), "llama.cpp")
+
+
+def test_llama_cpp_is_told_the_nearest_types() -> None:
+    flags = llama_cpp_flags(planned(KVPolicy(KVType.Q8_0, KVType.KIVI2)))
+    line = flags.line()
+    assert "-ctk q8_0 -ctv q4_0" in line
+    assert any("has no kivi2" in reason for reason in flags.unlike)
+    assert any("first and last too" in reason for reason in flags.unlike)
+    plain = llama_cpp_flags(planned(F16))
+    assert "-ctk f16 -ctv f16" in plain.line()
+    assert not plain.unlike
+
+
+def test_notes_and_names() -> None:
+    assert not list(kv_notes(Q8_0, 4, has_gpu=False))
+    assert [note.split(":")[0] for note in kv_notes(Q8_0, 4, has_gpu=True)] == ["the GPU is left out"]
+    assert any("the first and the last layer" in note for note in planned(KIVI2).notes)
+    assert kv_type("q4_0", "-ctk") is KVType.Q4_0
+    with pytest.raises(RequestError, match="-ctk 'q5' is no type"):
+        kv_type("q5", "-ctk")
