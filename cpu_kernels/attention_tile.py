@@ -4,31 +4,19 @@ Keys of coded types with a window are gone through twice, each row seeing other 
 codes, then its own block in float16. What a row sees of either depends on its position alone.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from cpu_kernels.attention_products import LINE_FLOATS, ROWS_AT_ONCE, BlockProducts, folded
 from cpu_kernels.attention_state import NOTHING, Shape, clear_state, state_floats
-from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, TILE_DIMS
-from cpu_kernels.kv_read import KeyReader, ValueReader, groups_of
-from cpu_kernels.kv_types import GROUP, LINE_BYTES, KVType
-from cpu_kernels.simd import F32, I16, I32, Kernel, Value, Variable, is_vector, vector_type
+from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS
+from cpu_kernels.kv_read import KeyReader
+from cpu_kernels.kv_types import LINE_BYTES, KVType
+from cpu_kernels.simd import F32, I32, Kernel, Value
 from cpu_kernels.traced import each, exp, spread, tanh
 
 TILE_ROWS = 32
 NO_WINDOW = 1 << 40
-ROWS_AT_ONCE = 4
-LINE_FLOATS = BLOCK_TOKENS  # of a row of scores
-LONGEST_STEP = 4  # dimensions of keys in a byte, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """Float32 factors of a product: `address` and bytes from row to row, and for every vector where its own begin."""
-
-    address: Value
-    row_bytes: int
-    offsets: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +40,15 @@ class Tile:
         self.kv_heads, self.group = k.arg(4), k.arg(5)
         self.scale, self.window, self.cap = k.float_arg(6), k.arg(7), k.float_arg(8)
         self.keys = KeyReader(k, shape.key_type, shape.key_length)
-        self.values = ValueReader(k, shape.value_type, shape.value_length)
+        self.products = BlockProducts(k, shape, prefetch=prefetch)
+        self.values, self.query_bytes = self.products.values, self.products.query_bytes
         self.has_window = shape.key_type.has_minimum
         self.state_bytes = 4 * state_floats(shape.value_length)
-        self.query_bytes = 4 * -(-shape.key_length // LONGEST_STEP) * LONGEST_STEP  # of a row, filled up with zeros
         self.query_rows = k.scratch(TILE_ROWS * self.query_bytes)
         self.scores = k.scratch(TILE_ROWS * 4 * LINE_FLOATS)
         self.factors = k.scratch(TILE_ROWS * 4)
         self.seen = k.scratch(TILE_ROWS * 8)
         self.seen_window = k.scratch(TILE_ROWS * 8) if self.has_window else self.seen
-        halves, tiles = BLOCK_TOKENS // GROUP, shape.padded // TILE_DIMS
-        scaled = max(halves * self.query_bytes, tiles * 4 * LINE_FLOATS)
-        self.scaled = k.scratch(ROWS_AT_ONCE * scaled)
-        self.addends = k.scratch(ROWS_AT_ONCE * 4 * max(halves, tiles))
 
     def begin(self, kv_head: Value, first_token: Value, tokens: Value, start: Value) -> None:
         """Takes the rows of `tokens` queries from `first_token` on, scaled, and what each sees."""
@@ -135,84 +119,16 @@ class Tile:
         """Scores of all rows with a block of keys."""
         k = self.k
         codes_bytes = reader.kind.key_codes_bytes(reader.length)
-        self._prefetch_lines(keys, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
+        self.products.prefetch_scales(keys, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
         for count, row in self._row_groups():
             with row as first:
                 queries = self.query_rows + first * self.query_bytes
                 if reader.kind.has_minimum:
-                    self._scale_queries(reader, keys, queries, count)
+                    self.products.scale_queries(reader, keys, queries, count)
                 for tokens in _groups(list(range(0, BLOCK_TOKENS, k.lanes)), self._vectors_at_once(count)):
-                    sums = self._score_group(reader, keys, queries, tokens, count)
+                    sums = self.products.score(reader, keys, queries, tokens, count)
                     to = self.scores + first * (4 * LINE_FLOATS)
-                    self._store(sums, to, 4 * LINE_FLOATS, [4 * token for token in tokens])
-
-    def _score_group(
-        self, reader: KeyReader, keys: Value, queries: Value, tokens: list[int], count: int
-    ) -> list[list[Variable]]:
-        """Of `count` rows with the vectors that begin at `tokens`."""
-        k, kind, length = self.k, reader.kind, reader.length
-        ahead = reader.block_bytes if self.prefetch and tokens[0] == 0 else 0
-        lines = sorted({token * reader.token_bytes // LINE_BYTES for token in tokens})
-        sums = [[k.variable(k.constant(k.floats, 0.0)) for _ in tokens] for _ in range(count)]
-        factors = Factors(queries, self.query_bytes, [0 for _ in tokens])
-        if kind.has_minimum:
-            halves = [token // GROUP for token in tokens]
-            factors = Factors(self.scaled, 2 * self.query_bytes, [half * self.query_bytes for half in halves])
-            for row, chain in enumerate(sums):
-                for half, total in zip(halves, chain, strict=True):
-                    total.set(k.load_splat(F32, self.addends + 4 * (2 * row + half)))
-
-        def multiply(into: list[list[Variable]], first: int, dims: int, scaled: Factors) -> None:
-            steps = -(-dims // reader.step_dims)
-            with k.loop(0, steps) as step:
-                place = keys + (step * reader.step_bytes + first // reader.step_dims * reader.step_bytes)
-                self._prefetch(place, lines, ahead)
-                parts = reader.vectors(place, tokens)
-                at = step * (4 * reader.step_dims) + 4 * first
-                for part, vectors in enumerate(parts):
-                    self._add_products(into, vectors, scaled, at + 4 * part)
-
-        if not kind.is_coded or kind.has_minimum:
-            multiply(sums, 0, length, factors)
-            return sums
-        for number, (first, dims) in enumerate(groups_of(length)):
-            part = [[k.variable(k.constant(k.floats, 0.0)) for _ in tokens] for _ in range(count)]
-            multiply(part, first, dims, factors)
-            scales = [reader.scales(keys, number, token) for token in tokens]
-            for chain, totals in zip(part, sums, strict=True):
-                for value, total, scale in zip(chain, totals, scales, strict=True):
-                    total.set(k.fma(value.get(), scale, total.get()))
-        return sums
-
-    def _scale_queries(self, reader: KeyReader, keys: Value, queries: Value, count: int) -> None:
-        """For 32 tokens at a time: queries times the channels' scales, and their sum of products with the minima."""
-        k = self.k
-        for row in range(count):
-            query = queries + row * self.query_bytes
-            for half in range(BLOCK_TOKENS // GROUP):
-                scales, minima = reader.channel_scales(keys, half)
-                to = self.scaled + (2 * row + half) * self.query_bytes
-                sums = k.variable(k.constant(k.floats, 0.0)), k.variable(k.constant(F32, 0.0))
-
-                def body(
-                    at: Value,
-                    kind: object,
-                    query: Value = query,
-                    to: Value = to,
-                    places: tuple[Value, Value] = (scales, minima),
-                    sums: tuple[Variable, Variable] = sums,
-                ) -> None:
-                    halves = vector_type(I16, k.lanes) if is_vector(kind) else I16
-                    number = k.load(kind, query + at)
-                    scale, least = (k.half_to_float(k.load(halves, place + (at >> 1))) for place in places)
-                    k.store(number * scale, to + at)
-                    total = sums[0] if is_vector(kind) else sums[1]
-                    total.set(k.fma(number, least, total.get()))
-
-                each(k, k.int64(reader.length), body)
-                for at in range(4 * reader.length, self.query_bytes, 4):
-                    k.store(k.constant(F32, 0.0), to + at)
-                k.store(k.sum_lanes(sums[0].get()) + sums[1].get(), self.addends + 4 * (2 * row + half))
+                    self.products.store(sums, to, 4 * LINE_FLOATS, [4 * token for token in tokens])
 
     def _weigh(self, states: Value, rows: list[Value], first_token: Value, seen_by: Value) -> None:
         """Scores become weights; a state's m and l follow, and the factor for what was gathered before.
@@ -229,13 +145,13 @@ class Tile:
             for line, row in zip(lines, sees, strict=True)
         ]
         before = [k.load(F32, tail) for tail in tails]
-        most = [k.maximum(k.max_lanes(_folded(row, k.maximum)), old) for row, old in zip(scores, before, strict=True)]
+        most = [k.maximum(k.max_lanes(folded(row, k.maximum)), old) for row, old in zip(scores, before, strict=True)]
         factors = [exp(k, old - new) for old, new in zip(before, most, strict=True)]
         weights = [
             [k.select(seen, exp(k, score - k.splat(new)), none) for score, seen in zip(row, row_sees, strict=True)]
             for row, row_sees, new in zip(scores, sees, most, strict=True)
         ]
-        totals = [k.sum_lanes(_folded(row, lambda left, right: left + right)) for row in weights]
+        totals = [k.sum_lanes(folded(row, lambda left, right: left + right)) for row in weights]
         for index, row in enumerate(rows):
             for place, weight in enumerate(weights[index]):
                 k.store(weight, lines[index] + 4 * k.lanes * place)
@@ -264,89 +180,17 @@ class Tile:
         k, reader = self.k, self.values
         terms = k.minimum(self.end_seen - block * BLOCK_TOKENS, k.int64(BLOCK_TOKENS))
         codes_bytes = reader.kind.value_codes_bytes(reader.length)
-        self._prefetch_lines(values, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
+        self.products.prefetch_scales(values, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
         for count, row in self._row_groups():
             with row as first:
                 weights = self.scores + first * (4 * LINE_FLOATS)
                 if reader.kind.is_coded:
-                    self._scale_weights(values, weights, count)
+                    self.products.scale_weights(values, weights, count)
+                kept = [k.load_splat(F32, self.factors + (first + index) * 4) for index in range(count)]
+                state = states + first * self.state_bytes
                 for dims in _groups(list(range(0, self.shape.padded, k.lanes)), self._vectors_at_once(count)):
-                    self._gather_group(states, values, weights, dims, (first, count), terms)
-
-    def _gather_group(
-        self, states: Value, values: Value, weights: Value, dims: list[int], rows: tuple[Value, int], terms: Value
-    ) -> None:
-        """The vectors that begin at `dims`, for (first, count) rows and the block's first `terms` tokens."""
-        k, reader, (first, count) = self.k, self.values, rows
-        tiles = [dim // TILE_DIMS for dim in dims]
-        every_tile = self.shape.padded // TILE_DIMS
-        factors = Factors(weights, 4 * LINE_FLOATS, [0 for _ in dims])
-        if reader.kind.is_coded:
-            offsets = [tile * 4 * LINE_FLOATS for tile in tiles]
-            factors = Factors(self.scaled, every_tile * 4 * LINE_FLOATS, offsets)
-        state = states + first * self.state_bytes
-        sums = []
-        for row in range(count):
-            kept = k.load_splat(F32, self.factors + (first + row) * 4)
-            place = state + row * self.state_bytes
-            chain = [k.load(k.floats, place + 4 * dim) * kept for dim in dims]
-            if reader.kind.has_minimum:
-                addends = [k.load_splat(F32, self.addends + 4 * (row * every_tile + tile)) for tile in tiles]
-                chain = [total + addend for total, addend in zip(chain, addends, strict=True)]
-            sums.append([k.variable(total) for total in chain])
-        lines = sorted({place // LINE_BYTES for place in reader.places(dims)})
-        with k.loop(0, terms) as token:
-            place = values + token * reader.token_bytes
-            self._prefetch(place, lines, reader.block_bytes if self.prefetch else 0)
-            self._add_products(sums, reader.vectors(place, dims), factors, token * 4)
-        self._store(sums, state, self.state_bytes, [4 * dim for dim in dims])
-
-    def _scale_weights(self, values: Value, weights: Value, count: int) -> None:
-        """Weights times the tokens' scales, tile by tile, and the sums of their products with the minima."""
-        k, reader = self.k, self.values
-        tiles, tokens = self.shape.padded // TILE_DIMS, range(0, BLOCK_TOKENS, k.lanes)
-        nothing = k.constant(k.floats, 0.0)
-        for tile in range(tiles):
-            scales = [reader.scales(values, tile, token) for token in tokens]
-            minima = [reader.minima(values, tile, token) for token in tokens] if reader.kind.has_minimum else []
-            for row in range(count):
-                line = weights + row * 4 * LINE_FLOATS
-                to = self.scaled + (row * tiles + tile) * 4 * LINE_FLOATS
-                given = [k.load(k.floats, line + 4 * token) for token in tokens]
-                for token, weight, scale in zip(tokens, given, scales, strict=True):
-                    k.store(weight * scale, to + 4 * token)
-                if minima:  # a token that is not seen may hold anything
-                    parts = [
-                        k.select(weight.equals(0.0), nothing, weight * least)
-                        for weight, least in zip(given, minima, strict=True)
-                    ]
-                    total = k.sum_lanes(_folded(parts, lambda left, right: left + right))
-                    k.store(total, self.addends + 4 * (row * tiles + tile))
-
-    def _add_products(self, sums: list[list[Variable]], vectors: list[Value], factors: Factors, at: Value) -> None:
-        """sums[r][v] += vector v times its factor for row r, which lies `at` bytes behind the first."""
-        k = self.k
-        for row, chain in enumerate(sums):
-            line = factors.address + at + row * factors.row_bytes
-            known = {offset: k.load_splat(F32, line + offset) for offset in dict.fromkeys(factors.offsets)}
-            for vector, total, offset in zip(vectors, chain, factors.offsets, strict=True):
-                total.set(k.fma(vector, known[offset], total.get()))
-
-    def _prefetch(self, place: Value, lines: list[int], ahead: int) -> None:
-        if ahead:
-            for line in lines:
-                self.k.prefetch(place + (ahead + LINE_BYTES * line))
-
-    def _prefetch_lines(self, block: Value, offsets: range, ahead: int) -> None:
-        """Asks for what follows a block's numbers, in the next block."""
-        if self.prefetch:
-            for offset in offsets:
-                self.k.prefetch(block + (ahead + offset))
-
-    def _store(self, sums: list[list[Variable]], to: Value, stride: int, offsets: list[int]) -> None:
-        for row, chain in enumerate(sums):
-            for offset, total in zip(offsets, chain, strict=True):
-                self.k.store(total.get(), to + (row * stride + offset))
+                    places = (state, kept, values, weights)
+                    self.products.gather(*places, dims=dims, state_bytes=self.state_bytes, terms=terms)
 
     def _vectors_at_once(self, rows: int) -> int:
         """So many that sums, factors and vectors fit the registers."""
@@ -362,13 +206,6 @@ class Tile:
             (2, k.loop(whole, pairs, 2)),
             (1, k.loop(pairs, self.rows)),
         ]
-
-
-def _folded(values: list[Value], join: Callable[[Value, Value], Value]) -> Value:
-    """Neighbors joined until one is left."""
-    while len(values) > 1:
-        values = [join(values[index], values[index + 1]) for index in range(0, len(values), 2)]
-    return values[0]
 
 
 def _groups(items: list[int], size: int) -> list[list[int]]:

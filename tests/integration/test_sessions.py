@@ -79,6 +79,24 @@ def test_every_kind_of_model_goes_on_where_it_was(tmp_path: Path, name: str) -> 
     assert computed == len(turn) - 128
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_layers_on_a_gpu_go_on_where_they_were(tmp_path: Path, name: str) -> None:
+    path = write_model(tmp_path / f"{name}.gguf", spec_of(name))
+    gpu = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
+    with Engine(path, threads=1, context_tokens=256, gpu=gpu, loop="hybrid") as engine:
+        turn = first_turn(engine, tmp_path / "sessions")
+        expected, _ = answer(engine, turn)
+        with SavedSession(NAME, tmp_path / "sessions") as saved:
+            pieces, computed = answer(engine, turn, saved)
+    assert [piece.token_id for piece in pieces] == [piece.token_id for piece in expected]
+    assert computed == len(turn) - 128
+    with Engine(path, threads=1, context_tokens=256, gpu="off") as engine:
+        with SavedSession(NAME, tmp_path / "sessions") as saved:
+            reason = saved.use(engine.rows_keys(), engine.session().kv)
+        assert reason is not None
+        assert "computed by the hybrid loop" in reason
+
+
 @pytest.mark.parametrize(("keys", "values"), [("q8_0", "q8_0"), ("q8_0", "q4_0"), ("kivi4", "kivi2")])
 def test_coded_rows_go_on_and_are_refused_by_other_types(tmp_path: Path, keys: str, values: str) -> None:
     path = write_model(tmp_path / "llama.gguf", spec_of("llama"))
@@ -89,9 +107,10 @@ def test_coded_rows_go_on_and_are_refused_by_other_types(tmp_path: Path, keys: s
             pieces, computed = answer(engine, turn, saved)
         assert computed == len(turn) - 128
         assert tokens(pieces) == tokens(answer(engine, turn)[0])
-    with Engine(path, threads=1, context_tokens=256, gpu="off") as engine, SavedSession(
-        NAME, tmp_path / "sessions"
-    ) as saved:
+    with (
+        Engine(path, threads=1, context_tokens=256, gpu="off") as engine,
+        SavedSession(NAME, tmp_path / "sessions") as saved,
+    ):
         reason = saved.use(engine.rows_keys(), engine.session().kv)
         assert reason is not None
         assert reason.startswith("its layout is")

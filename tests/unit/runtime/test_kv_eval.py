@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
 from cpu_kernels.kv_types import KVType
 from offload.errors import ModelFormatError, RequestError
-from runtime.cli.main import app
+from runtime.cli.main import State, app
 from runtime.executor import Step
 from runtime.kv_eval import NEEDLE_TOKENS, PolicyScore, evaluate
 from runtime.models import DEMO_MODEL
@@ -42,7 +42,7 @@ def test_policies_beside_float16() -> None:
 
 def test_a_needle_is_found_by_a_model_that_repeats() -> None:
     class Repeating:
-        """Goes on as the same token went on before."""
+        """Goes on as the same two tokens went on before."""
 
         def __init__(self) -> None:
             self.seen: list[int] = []
@@ -58,11 +58,12 @@ def test_a_needle_is_found_by_a_model_that_repeats() -> None:
         def forward(self, steps: list, *, logits: str) -> list[np.ndarray]:
             rows = []
             for token in steps[0].token_ids:
-                after = {self.seen[at]: self.seen[at + 1] for at in range(len(self.seen) - 1)}
-                row = np.zeros(400, np.float32)
-                row[after.get(token, 0)] = 9.0
-                rows.append(row)
                 self.seen.append(token)
+                pairs = zip(self.seen, self.seen[1:], self.seen[2:], strict=False)
+                after = {(first, second): third for first, second, third in pairs}
+                row = np.zeros(400, np.float32)
+                row[after.get((self.seen[-2] if len(self.seen) > 1 else 0, token), 0)] = 9.0
+                rows.append(row)
             return [np.stack(rows)]
 
     ids = [int(token) for token in np.random.default_rng(1).permutation(400)]
@@ -93,7 +94,7 @@ def test_the_command_and_its_picture(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")
     options = ["-m", "demo", "-f", str(text), "-c", "64", "--chunks", "1", "-ctk", "q4_0", "-ctv", "q8_0", "-t", "1"]
-    result = CliRunner().invoke(app, ["kv-eval", *options])
+    result = CliRunner().invoke(app, ["kv-eval", *options], obj=State())
     assert result.exit_code == 0, result.output
     assert "| q4_0/q8_0 |" in result.stdout
     assert "| f16/f16 | 100.0% |" in result.stdout
