@@ -82,7 +82,7 @@ class ByteSource:
         self._finalizer()
 
     def forget(self) -> None:
-        """Advises the system to drop what it keeps of the file in RAM; where it takes no such advice, nothing happens."""
+        """Advises the system to drop what it keeps of the file in RAM; nothing where it takes no such advice."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 

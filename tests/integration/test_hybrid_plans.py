@@ -17,6 +17,7 @@ from planner.solve import question_here, solve
 from runtime.engine import Engine
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
+from runtime.speculative.options import DraftOptions
 from tests.support.command import strata
 
 SIMULATED = "sim:vram={vram}MiB,bw=200GB/s,link=20GB/s,tflops=20"
@@ -104,3 +105,11 @@ def test_the_command_says_what_is_simulated(
     row = json.loads(table)[0]
     assert "simulated" in row["backend"]
     assert "simulated" in row["gpu_info"]
+
+
+def test_drafts_tell_that_a_gpu_rounds_by_the_tokens_of_a_step(
+    expected: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Engine(DEMO_MODEL, hybrid(20), draft=DraftOptions("ngram", forced=True)) as engine:
+        assert answer(engine) == expected
+    assert "drafts may change the answer" in caplog.text

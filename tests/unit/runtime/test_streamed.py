@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from offload import prefetch_gate
 from offload.errors import RequestError
 from offload.flash import ReadMode
+from offload.gguf_source import ByteSource
 from offload.policies import PolicyName
 from offload.prefetch_gate import PrefetchMode
 from offload.trace_replay import replay
@@ -190,3 +191,13 @@ def test_a_cache_that_shrinks_and_grows_changes_nothing(
         before = streamed.cache.counts
         np.testing.assert_array_equal(run(runner), wanted)
         assert streamed.cache.counts.since(before).misses == 0, "all are there again"
+
+
+def test_the_file_does_not_stay_in_ram_beside_streamed_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[Path] = []
+    monkeypatch.setattr(ByteSource, "forget", lambda source: forgotten.append(source.path))
+    path = generated(folder, "qwen3moe")
+    with programs.executor(path):
+        assert forgotten == []
+    with programs.streaming(path, slots=16):
+        assert forgotten == [path]
