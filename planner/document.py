@@ -1,8 +1,8 @@
 """Strict JSON documents of frozen dataclasses: what is written reads back equal, anything else is an error.
 
 Knows nothing about plans or profiles: it works from the type hints alone. Supported hints: int, float, str, bool,
-enums of strings, dataclasses, `X | None`, `tuple[X, ...]` and `Mapping[str, X]`. Every error is a `ValueError` that
-names the place in the document ("placements[3].tier").
+enums of strings, dataclasses, `X | None`, `tuple[X, ...]`, `tuple[X, Y]` and `Mapping[str, X]`. Every error is a
+`ValueError` that names the place in the document ("placements[3].tier").
 """
 
 import dataclasses
@@ -64,7 +64,12 @@ def _decode_as(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be an array, not {_kind(value)}")
-        return tuple(_decode_as(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        of_items = get_args(hint)
+        hints = [of_items[0]] * len(value) if of_items[-1] is Ellipsis else of_items
+        if len(value) != len(hints):
+            raise ValueError(f"{where} must have {len(hints)} items, not {len(value)}")
+        items = enumerate(zip(hints, value, strict=True))
+        return tuple(_decode_as(item_hint, item, f"{where}[{i}]") for i, (item_hint, item) in items)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, not {_kind(value)}")

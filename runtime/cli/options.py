@@ -54,7 +54,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No plan and no speeds on stderr.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option("-n", "--predict", help="Most tokens to generate [default: until the answer ends].", min=1),
+    typer.Option("-n", "--predict", help="Most tokens to generate; without it, until the answer ends.", min=1),
 ]
 
 

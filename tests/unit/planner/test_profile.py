@@ -253,3 +253,18 @@ def test_sample_bytes_are_ordinary_numbers_in_float_formats() -> None:
     for dtype in (np.float16, np.float32, np.float64):
         value = np.full(8, profiles._SAMPLE_BYTE, np.uint8).view(dtype)[0]
         assert 1e-60 < value < 1
+
+
+def test_learned_hit_rates_are_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    learned = profiles.record_hits(of_this_machine(), "a model", 272, 0.27, path)
+    learned = profiles.record_hits(learned, "a model", 300, 0.31, path)
+    assert load_or_measure(path) == learned
+    assert learned.hits["a model"] == ((272, 0.27), (300, 0.31))
+
+
+@pytest.mark.parametrize("point", ["[1]", "[1, 0.5, 2]", "[0.5, 1]"])
+def test_hit_rates_of_another_shape_are_refused(point: str, tmp_path: Path) -> None:
+    text = document.dumps(of_this_machine()).replace('"hits": {}', f'"hits": {{"a model": [{point}]}}')
+    with pytest.raises(ValueError, match=r"hits\.a model\[0\]"):
+        document.loads(profiles.Profile, text)
