@@ -2,7 +2,8 @@
 
 A read that fails while nobody waits for it is logged, and made again as soon as somebody does; one that a step waits
 for ends the step. Knows nothing about which experts are brought or why. Everything but `landed` and `failed`, which the
-reader's threads call, is called with `lock` held. Invariant: a slot is free again only when no read fills it any more.
+reader's threads call, is called with `lock` held. Invariant: a slot is free again only when no read fills it any more,
+and a part of it that landed was told before.
 """
 
 import logging
@@ -149,13 +150,14 @@ class ExpertLoads:
                 return
             if load.left[piece.part]:
                 return
+            # with the lock held: the slot of one that has arrived may be another's as soon as it is given back
+            self._slots.landed(load.slot, piece.part)
             if not any(load.left):
                 del self._loads[load.layer][load.expert]
                 load.reads.clear()  # which know the load: a cycle that nobody need look for
                 self._residents.arrived(load.layer, load.expert)
                 if load.is_demanded:
                     self._waits_for(-1)
-        self._slots.landed(load.slot, piece.part)
 
     def _failed(self, load: Load, piece: Piece, priority: Priority, error: StrataError) -> None:
         """A piece could not be read with that priority."""

@@ -1,5 +1,6 @@
 """Experts that are read when they are needed: the same logits as from RAM, bit for bit, whatever is cached and how."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpu_kernels.expert_slots import ExpertSlots
 from offload import prefetch_gate
 from offload.errors import RequestError
 from offload.flash import ReadMode
@@ -141,6 +143,26 @@ def test_guesses_do_not_change_what_is_computed(
     assert (counts.foreseen > 0) is (prefetch is not PrefetchMode.OFF)
     assert (counts.trial is not None) is (prefetch is PrefetchMode.AUTO)
     assert counts.foreseen_used <= counts.foreseen
+
+
+def test_what_a_slow_thread_tells_of_a_slot_is_not_taken_for_its_next_owner(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ExpertSlots.landed
+
+    def landed_late(slots: ExpertSlots, slot: int, part: int) -> None:
+        time.sleep(0.001)
+        told(slots, slot, part)
+
+    path = folder / "qwen2moe-late.gguf"
+    models.write_model(path, replace(models.spec_of("qwen2moe"), blocks=4), "Q8_0")
+    with programs.executor(path) as resident:
+        wanted = decoded(resident, 1, 24)
+        assert resident.model.experts is not None
+        slots = 2 * resident.model.experts.count
+    monkeypatch.setattr(ExpertSlots, "landed", landed_late)
+    with programs.streaming(path, slots, prefetch=PrefetchMode.ON) as (runner, _):
+        np.testing.assert_array_equal(decoded(runner, 1, 24), wanted)
 
 
 @pytest.mark.parametrize("prefetch", [PrefetchMode.OFF, PrefetchMode.ON])
