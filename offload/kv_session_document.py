@@ -4,9 +4,7 @@ JSON with a checksum of itself, written as a whole or not at all and read back s
 bit differs from what was written is refused. Knows nothing about templates or models.
 """
 
-import contextlib
 import json
-import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import xxhash
 
 from offload.errors import FlashError
-from offload.store_files import PARTIAL_SUFFIX, Files, write_all
+from offload.store_files import PARTIAL_SUFFIX, Files, replace_file
 from offload.store_key import SourceIdentity, StoreKey
 
 DOCUMENT_NAME = "session.json"
@@ -50,21 +48,7 @@ def read_document(folder: Path) -> SessionDocument | None:
 def write_document(folder: Path, document: SessionDocument, files: Files) -> None:
     """Puts it in place of the one in the folder, which stays until this one is on the drive; OSError."""
     path = folder / DOCUMENT_NAME
-    partial = path.with_name(DOCUMENT_NAME + PARTIAL_SUFFIX)
-    text = encode(document)
-    descriptor = files.open(partial, empty=True)
-    try:
-        try:
-            files.reserve(descriptor, len(text))
-            write_all(files, descriptor, text, 0)
-            files.sync(descriptor)
-        finally:
-            os.close(descriptor)
-        files.rename(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the error that counts is on its way
-            partial.unlink(missing_ok=True)
-        raise
+    replace_file(files, path, encode(document), path.with_name(DOCUMENT_NAME + PARTIAL_SUFFIX))
     files.sync_folder(folder)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from offload.errors import FlashError
 from offload.kv_session_block import HEADER_BYTES, BlockSize, seal
 from offload.memory import reserved_bytes
-from offload.store_files import FILES, PARTIAL_SUFFIX, Files, write_all
+from offload.store_files import FILES, PARTIAL_SUFFIX, Files, replace_file
 
 log = logging.getLogger("strata.session")
 
@@ -138,19 +138,7 @@ class BlockFolder:
 
     def _write(self, path: Path, memory: NDArray[np.uint8]) -> None:
         partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-        descriptor = self._files.open(partial, empty=True)
-        try:
-            try:
-                self._files.reserve(descriptor, memory.nbytes)
-                write_all(self._files, descriptor, memory.data, 0)
-                self._files.sync(descriptor)
-            finally:
-                os.close(descriptor)
-            self._files.rename(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the error that counts is on its way
-                partial.unlink(missing_ok=True)
-            raise
+        replace_file(self._files, path, memory.data, partial)
 
     def _remove(self, path: Path) -> None:
         try:

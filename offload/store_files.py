@@ -4,6 +4,7 @@ Knows nothing about stores beyond the names of their files. Every method raises 
 `gguf_source.positional_read`.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -91,3 +92,23 @@ def write_all(files: Files, descriptor: int, data: bytes | memoryview, offset: i
     while view:
         count = files.write(descriptor, view, offset)
         view, offset = view[count:], offset + count
+
+
+def replace_file(files: Files, path: Path, data: bytes | memoryview, partial: Path) -> None:
+    """Puts `data` in place of what `path` holds, which stays until all is on the drive as `partial`; OSError.
+
+    Where that fails nothing is left of `partial`. The new name is on the drive after `Files.sync_folder`.
+    """
+    descriptor = files.open(partial, empty=True)
+    try:
+        try:
+            files.reserve(descriptor, memoryview(data).nbytes)
+            write_all(files, descriptor, data, 0)
+            files.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        files.rename(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error that counts is on its way
+            partial.unlink(missing_ok=True)
+        raise

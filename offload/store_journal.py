@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from offload.closing import Closing
+from offload.closing import Closing, closed_on_error
 from offload.errors import FlashError
 from offload.store_files import Files, write_all
 
@@ -42,15 +42,12 @@ class BundleJournal(Closing):
         self._files = files
         self._start = _START + identity.encode() + b"\n"
         self._descriptor = files.open(path)
-        try:
+        with closed_on_error(self):
             self._lock(path)
             self._size = self._parse(path.read_bytes(), bundles)
             os.ftruncate(self._descriptor, self._size)
             if self._size == 0:
                 self._append(self._start)
-        except BaseException:
-            self.close()
-            raise
 
     def add(self, checksums: Mapping[int, int]) -> None:
         """Returns when these bundles' lines are on the drive, as their data is already; OSError."""

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from offload.closing import Closing
+from offload.closing import Closing, closed_on_error
 from offload.errors import FlashError
 from offload.memory import reserved_bytes
 from offload.store_files import (
@@ -70,11 +70,8 @@ class StoreWriter(Closing):
         self._memory: list[NDArray[np.uint8]] = []  # page-aligned, not in use
         self._lock = threading.Lock()  # of the memory and of what is pending
         self._journal = self._tried(self._open_journal)
-        try:
+        with closed_on_error(self):
             self._tried(self._open_data)
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def done(self) -> frozenset[int]:

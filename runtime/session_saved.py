@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload.closing import Closing
+from offload.closing import Closing, closed_on_error
 from offload.errors import FlashError, RequestError
 from offload.kv_session_document import Message, SessionDocument, read_document, write_document
 from offload.kv_session_folder import BlockFolder
@@ -66,11 +66,8 @@ class SavedSession(Closing):
                 f"{self.folder}: cannot be made: {error.strerror or error}", hint="check the rights of the folder above"
             ) from error
         self._lock = NamedLock(self.folder / LOCK_NAME, f"session {name}")
-        try:
+        with closed_on_error(self._lock):
             self.document = read_document(self.folder)
-        except BaseException:
-            self._lock.close()
-            raise
 
     def use(self, keys: RowsKeys, kv: KVHandle, also: Sequence[BlockFolder] = ()) -> str | None:
         """From now on rows come from here, or else from the folders `also`, and go here.
