@@ -1,7 +1,8 @@
-"""A layer's routed experts shared out between a GPU and the CPU: the row that decides, and rows for the CPU's share.
+"""A layer's routed experts shared out between a GPU and the CPU: the row that decides.
 
 An expert that has a place on the GPU is computed there by tables this row writes; the pairs that are left get slots as
-`router.group_row` gives them (pairs and slots are as there). Knows nothing about GPUs but the tables' form.
+`router.group_row` gives them (pairs and slots are as there); the others have slot -1.
+Knows nothing about GPUs but the tables' form.
 
 The GPU's tables are one block of int32 (`SplitTables`): how many pairs are the GPU's; segments (place, first pair,
 pairs, expert) of experts whose place was there before, then of those that are brought for this step, with 0 pairs after
@@ -15,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cpu_kernels.isa import ISA
-from cpu_kernels.matrix import Matrix, require_columns
 from cpu_kernels.native import (
     atomic_load,
     atomic_swap_if,
@@ -32,8 +31,6 @@ from cpu_kernels.native import (
 )
 from cpu_kernels.program import Field, OperationCallback, Row, times
 from cpu_kernels.router import NOT_FINITE
-from cpu_kernels.simd import F32, I32, I64, Kernel, Value
-from cpu_kernels.traced import TracedOperation, each, spread
 
 HEADER = 4  # int32 before the segments
 SEGMENT = 4  # int32 of a segment
@@ -147,32 +144,6 @@ def split_row(
     return Row("split_experts", _split, 1, args, keep=(choose,))
 
 
-def gather_share_row(out: Matrix, x: Matrix, token_of_slot: int, slots: Field, *, isa: ISA | None = None) -> Row:
-    """out[slot] = x[token of the slot], for slots that have one."""
-    require_columns("gather", x.columns, out)
-    args = (out.address, out.stride_bytes, x.address, x.stride_bytes, x.columns, token_of_slot)
-    return Row("gather_share", _GATHER.address_for(isa), slots, args)
-
-
-def combine_share_row(
-    out: Matrix,
-    expert_outputs: Matrix,
-    topk_weights: int,
-    slot_of_pair: int,
-    tokens: Field,
-    *,
-    used: int,
-    isa: ISA | None = None,
-) -> Row:
-    """out[token] = sum over those of its pairs that have a slot, in order, of weight * expert_outputs[slot]."""
-    require_columns("combine", out.columns, expert_outputs)
-    args = (
-        *(out.address, out.stride_bytes, expert_outputs.address, expert_outputs.stride_bytes, out.columns),
-        *(topk_weights, slot_of_pair, used),
-    )
-    return Row("combine_share", _COMBINE.address_for(isa), tokens, args)
-
-
 @operation
 def _split(args: Any, begin: int, end: int) -> None:
     """One item. The second row of counts holds where the next pair of an expert goes."""
@@ -257,38 +228,3 @@ def write_segments(counts: int, where: int, brought: int, offsets: int, tables: 
         set_int32(new_end + 8, 0)
         new_end += 4 * SEGMENT
     return here
-
-
-def _trace_gather(k: Kernel) -> None:
-    out, out_stride, x, x_stride, columns, tokens = (k.arg(index) for index in range(6))
-    with k.loop(k.begin, k.end) as slot:
-        token = k.load(I32, tokens + slot * 4).extend(I64, signed=True)
-        with k.when(token >= 0):
-            source, to = x + token * x_stride, out + slot * out_stride
-
-            def body(at: Value, kind: Any, source: Value = source, to: Value = to) -> None:
-                k.store(k.load(kind, source + at), to + at)
-
-            each(k, columns, body)
-
-
-def _trace_combine(k: Kernel) -> None:
-    out, out_stride, rows, rows_stride, columns, weights, slots, used = (k.arg(index) for index in range(8))
-    with k.loop(k.begin, k.end) as token:
-        first = token * used * 4
-
-        def body(at: Value, kind: Any, token: Value = token, first: Value = first) -> None:
-            total = k.variable(k.constant(kind, 0.0))
-            with k.loop(0, used) as choice:
-                pair = first + choice * 4
-                slot = k.load(I32, slots + pair).extend(I64, signed=True)
-                with k.when(slot >= 0):
-                    weight = spread(k, k.load(F32, weights + pair), kind)
-                    total.set(k.fma(k.load(kind, rows + slot * rows_stride + at), weight, total.get()))
-            k.store(total.get(), out + token * out_stride + at)
-
-        each(k, columns, body)
-
-
-_GATHER = TracedOperation("gather_share", _trace_gather)
-_COMBINE = TracedOperation("combine_share", _trace_combine)

@@ -60,7 +60,7 @@ def group_row(
 
 
 def gather_row(out: Matrix, x: Matrix, token_of_slot: int, slots: Field, *, isa: ISA | None = None) -> Row:
-    """out[slot] = x[token of the slot]."""
+    """out[slot] = x[token of the slot]; a slot of token -1 stays as it is."""
     require_columns("gather", x.columns, out)
     args = (out.address, out.stride_bytes, x.address, x.stride_bytes, x.columns, token_of_slot)
     return Row("gather", _GATHER.address_for(isa), slots, args)
@@ -76,7 +76,7 @@ def combine_row(
     used: int,
     isa: ISA | None = None,
 ) -> Row:
-    """out[token] = sum over its pairs, in order, of weight * expert_outputs[slot of the pair]."""
+    """out[token] = sum over its pairs, in order, of weight * expert_outputs[slot of the pair]; slot -1: none of it."""
     require_columns("combine", out.columns, expert_outputs)
     args = (
         *(out.address, out.stride_bytes, expert_outputs.address, expert_outputs.stride_bytes, out.columns),
@@ -157,9 +157,14 @@ def _group(args: Any, begin: int, end: int) -> None:
 def _trace_gather(k: Kernel) -> None:
     out, out_stride, x, x_stride, columns, tokens = (k.arg(index) for index in range(6))
     with k.loop(k.begin, k.end) as slot:
-        source = x + k.load(I32, tokens + slot * 4).extend(I64, signed=True) * x_stride
-        to = out + slot * out_stride
-        each(k, columns, lambda at, kind: k.store(k.load(kind, source + at), to + at))
+        token = k.load(I32, tokens + slot * 4).extend(I64, signed=True)
+        with k.when(token >= 0):
+            source, to = x + token * x_stride, out + slot * out_stride
+
+            def body(at: Value, kind: Any, source: Value = source, to: Value = to) -> None:
+                k.store(k.load(kind, source + at), to + at)
+
+            each(k, columns, body)
 
 
 def _trace_combine(k: Kernel) -> None:
@@ -171,9 +176,10 @@ def _trace_combine(k: Kernel) -> None:
             total = k.variable(k.constant(kind, 0.0))
             with k.loop(0, used) as choice:
                 pair = first + choice * 4
-                row = rows + k.load(I32, slots + pair).extend(I64, signed=True) * rows_stride
-                weight = spread(k, k.load(F32, weights + pair), kind)
-                total.set(k.fma(k.load(kind, row + at), weight, total.get()))
+                slot = k.load(I32, slots + pair).extend(I64, signed=True)
+                with k.when(slot >= 0):
+                    weight = spread(k, k.load(F32, weights + pair), kind)
+                    total.set(k.fma(k.load(kind, rows + slot * rows_stride + at), weight, total.get()))
             k.store(total.get(), out + token * out_stride + at)
 
         each(k, columns, body)

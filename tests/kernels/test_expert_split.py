@@ -9,15 +9,13 @@ from cpu_kernels.expert_split import (
     HostTables,
     LayerPlaces,
     SplitTables,
-    combine_share_row,
-    gather_share_row,
     split_row,
 )
 from cpu_kernels.isa import ISA
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
-from cpu_kernels.router import NOT_FINITE
+from cpu_kernels.router import NOT_FINITE, combine_row, gather_row
 from tests.support.rows import ISA_NAMES, ISAS, address, close, floats
 
 every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
@@ -105,9 +103,9 @@ def test_every_pair_goes_to_one_side(isa: ISA, tokens: int, experts: int, used: 
     x, gathered, joined = floats(1, tokens, 50), floats(2, tokens * used, 50) * np.float32("nan"), floats(3, tokens, 50)
     program = Program()
     inputs = (Matrix.of(gathered), Matrix.of(x), address(split.token_of_slot), tokens * used)
-    program.add(gather_share_row(*inputs, isa=isa))
+    program.add(gather_row(*inputs, isa=isa))
     outputs = (Matrix.of(joined), Matrix.of(gathered), address(split.weights), address(split.slot_of_pair), tokens)
-    program.add(combine_share_row(*outputs, used=used, isa=isa))
+    program.add(combine_row(*outputs, used=used, isa=isa))
     with Pool(2) as pool:
         pool.run(program)
     for slot in range(left):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from cpu_kernels.activations import ActivationBuffer
 from cpu_kernels.elementwise import add_gated_row, rms_norm_row
-from cpu_kernels.expert_split import combine_share_row, gather_share_row
 from cpu_kernels.experts import (
     expert_matmul_row,
     most_columns,
@@ -104,10 +103,10 @@ class _Experts:
         self._add_segments()
         inputs = emitter.workspace.matrix("slots_normed", self.slots, normed.columns)
         slots = times(TOKENS, used)
-        emitter.program.add(gather_share_row(inputs, normed, tables.token_of_slot, slots, isa=emitter.isa))
+        emitter.program.add(gather_row(inputs, normed, tables.token_of_slot, slots, isa=emitter.isa))
         outputs = self._add_ffn(inputs)
         place = (out, outputs, tables.topk_weights, tables.slot_of_pair, TOKENS)
-        emitter.program.add(combine_share_row(*place, used=used, isa=emitter.isa))
+        emitter.program.add(combine_row(*place, used=used, isa=emitter.isa))
 
     def _add_ffn(self, inputs: Matrix) -> Matrix:
         """What the experts make of their slots' inputs."""
