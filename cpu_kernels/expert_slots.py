@@ -7,7 +7,6 @@ part is there (`TARGET`), and nothing. Knows nothing about files or about which 
 Invariant: tables of a layer are changed only while its rows do not run, or by the call that its look-up row makes.
 """
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,8 @@ from cpu_kernels.native import (
     set_int,
     set_int32,
 )
-from cpu_kernels.program import LINE_BYTES, Field, OperationCallback, Row, aligned_int64
+from cpu_kernels.program import LINE_BYTES, Field, Row, aligned_int64
+from cpu_kernels.python_calls import PythonCall, PythonCalls
 from cpu_kernels.waiting import COUNTER_ERROR, fail_counter, raise_counter, wait_for_counter, waiting_settings
 
 PLACE_BYTES = 32
@@ -60,7 +60,7 @@ class ExpertSlots:
         self._settings_address = int(self._settings.ctypes.data)
         self._missing = aligned_int64(experts + 2)
         self._scratch = np.zeros((experts, 4), np.int32)
-        self._failure: BaseException | None = None
+        self._calls = PythonCalls()
 
     @property
     def lookups(self) -> int:
@@ -113,7 +113,7 @@ class ExpertSlots:
         args = (
             *(segments, most, self.places(layer, 0), self.last_used[layer].ctypes.data),
             *(self.counts[layer].ctypes.data, self.clock.ctypes.data, self._missing.ctypes.data),
-            *(ctypes.cast(callback, ctypes.c_void_p).value or 0, layer, dense_from, self._scratch.ctypes.data),
+            *(callback.address, layer, dense_from, self._scratch.ctypes.data),
             self.tells[layer:].ctypes.data,
         )
         return Row("look_up_experts", _look_up, 1, args, keep=(self, callback))
@@ -128,27 +128,22 @@ class ExpertSlots:
         callback = self._callback(foresee, status)
         args = (
             *(topk_ids, tokens, used, self.places(layer, 0), self._missing.ctypes.data),
-            *(ctypes.cast(callback, ctypes.c_void_p).value or 0, layer, current),
+            *(callback.address, layer, current),
         )
         return Row("foresee_experts", _foresee, 1, args, keep=(self, callback))
 
     def take_failure(self) -> BaseException | None:
         """What `miss` raised in the last run; asked for once."""
-        failure, self._failure = self._failure, None
-        return failure
+        return self._calls.take_failure()
 
-    def _callback(self, call: Miss, status: int) -> "ctypes._FuncPointer":
-        """Called with `_missing`, and a number for `call` in place of the first item."""
+    def _callback(self, call: Miss, status: int) -> PythonCall:
+        """Calls with what `_missing` holds, and the number that the row gives."""
 
-        def guarded(_args: int | None, number: int, _end: int) -> None:
-            try:
-                count = int(self._missing[1])
-                call(int(self._missing[0]), self._missing[2 : 2 + count].copy(), number)
-            except BaseException as error:  # noqa: BLE001 - handed on by `take_failure`
-                self._failure = error
-                ctypes.c_int64.from_address(status).value = -1
+        def on_missing(number: int) -> None:
+            count = int(self._missing[1])
+            call(int(self._missing[0]), self._missing[2 : 2 + count].copy(), number)
 
-        return OperationCallback(guarded)
+        return self._calls.callback(on_missing, status)
 
     def _counter(self, slot: int, part: int) -> int:
         return self._first_counter + (slot * self.parts + part) * COUNTER_BYTES

@@ -10,9 +10,7 @@ the last; the token of every pair; its weight as float32. The GPU's pairs are in
 whatever the places are, so that the order of its sums does not depend on them.
 """
 
-import ctypes
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +27,12 @@ from cpu_kernels.native import (
     set_int,
     set_int32,
 )
-from cpu_kernels.program import Field, OperationCallback, Row, times
+from cpu_kernels.program import Field, Row, times
+from cpu_kernels.python_calls import PythonCall
 from cpu_kernels.router import NOT_FINITE
 
 HEADER = 4  # int32 before the segments
 SEGMENT = 4  # int32 of a segment
-
-Choose = Callable[[], None]
-"""Called when the pairs of every expert are counted; may change which experts have places in this step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +91,6 @@ class HostTables:
     token_of_slot: int
 
 
-class ChooseCall:
-    """A function that rows can call; what it raises ends the run and is kept for `take_failure`."""
-
-    def __init__(self, choose: Choose, status: int) -> None:
-        self._failure: BaseException | None = None
-
-        def guarded(_args: int | None, _begin: int, _end: int) -> None:
-            try:
-                choose()
-            except BaseException as error:  # noqa: BLE001 - handed on by `take_failure`
-                self._failure = error
-                ctypes.c_int64.from_address(status).value = -1
-
-        self._callback = OperationCallback(guarded)
-        self.address = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
-
-    def take_failure(self) -> BaseException | None:
-        """What was raised in the last run; asked for once."""
-        failure, self._failure = self._failure, None
-        return failure
-
-
 def split_row(
     topk_ids: int,
     topk_weights: int,
@@ -129,10 +103,11 @@ def split_row(
     tables: int,
     segments: Field,
     status: int,
-    choose: ChooseCall | None = None,
+    choose: PythonCall | None = None,
 ) -> Row:
     """Shares the pairs of ids and weights (tokens, used) out; `tables`: a block of `SplitTables(segments, pairs)`.
 
+    `choose` is called when the pairs of every expert are counted; it may change which experts have places in this step.
     `status`: `Program.status_address`, set to `router.NOT_FINITE` by weights that are no numbers or ids of no expert.
     """
     args = (

@@ -87,8 +87,9 @@ class Pool:
     def _raise(self, program: Program) -> None:
         if self._shared.worker_error is not None:
             raise RuntimeError("a worker thread ended by an exception") from self._shared.worker_error
-        if program.failure is not None:
-            raise program.failure
+        failure = program.take_failure()
+        if failure is not None:
+            raise failure
         if program.status:
             raise OperationError(program.names[self._shared.field(Control.FAILED_ROW)], program.status)
 

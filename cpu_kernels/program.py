@@ -9,7 +9,6 @@ A field may be a `Parameter`: a name whose value is set before a step. Invariant
 table keeps its address, so that rows may be changed between runs but never during one.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -18,13 +17,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu_kernels.python_calls import PythonCalls
+
 ROW_FIELDS = 20
 FIRST_ARGUMENT = 4
 MAX_ARGUMENTS = ROW_FIELDS - FIRST_ARGUMENT
 MAX_CHUNKS = 1 << 20
 LINE_BYTES = 128  # two cache lines: adjacent ones are fetched together
-
-OperationCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 class Operation(Protocol):
@@ -101,7 +100,7 @@ class Program:
         self._flat: dict[str, tuple[NDArray[np.int64], list[Parameter] | None]] = {}
         self._unset: set[str] = set()
         self._status = aligned_int64(LINE_BYTES // 8)
-        self.failure: BaseException | None = None
+        self._calls = PythonCalls()
         for row in rows:
             self.add(row)
 
@@ -131,7 +130,11 @@ class Program:
     def clear_status(self) -> None:
         """Forgets the error of the last run."""
         self._status[0] = 0
-        self.failure = None
+        self._calls.take_failure()
+
+    def take_failure(self) -> BaseException | None:
+        """What an `add_call` row raised in the last run; asked for once."""
+        return self._calls.take_failure()
 
     def add(self, row: Row) -> int:
         """Appends a row and returns its index. ValueError for too many arguments or chunks, or negative numbers."""
@@ -162,18 +165,7 @@ class Program:
 
     def add_call(self, name: str, call: Callable[[], None]) -> int:
         """Appends a row that calls Python from whichever thread gets it; what it raises ends the run and is raised."""
-
-        def guarded(_args: int | None, _begin: int, _end: int) -> None:
-            try:
-                call()
-            except BaseException as error:  # noqa: BLE001 - handed on by Pool.run
-                self.failure = error
-                self._status[0] = -1
-
-        callback = OperationCallback(guarded)
-        address = ctypes.cast(callback, ctypes.c_void_p).value
-        assert address is not None
-        return self.add(Row(name, address, 1, keep=(callback,)))
+        return self.add(Row(name, self._calls.callback(lambda _: call(), self.status_address), 1))
 
     def table(self) -> NDArray[np.int64]:
         """The rows, (rows, 20); ValueError while a parameter has no value yet."""

@@ -5,7 +5,6 @@ import pytest
 
 from cpu_kernels.expert_split import (
     HEADER,
-    ChooseCall,
     HostTables,
     LayerPlaces,
     SplitTables,
@@ -15,6 +14,7 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
+from cpu_kernels.python_calls import PythonCall, PythonCalls
 from cpu_kernels.router import NOT_FINITE, combine_row, gather_row
 from tests.support.rows import ISA_NAMES, ISAS, address, close, floats
 
@@ -37,7 +37,7 @@ class Split:
         self.tables = np.full(self.layout.length, -7, np.int32)
         self.shape, self.brought, self.program = (tokens, experts, used), brought, Program()
 
-    def run(self, choose: ChooseCall | None = None) -> None:
+    def run(self, choose: PythonCall | None = None) -> None:
         tokens, experts, used = self.shape
         places = LayerPlaces(address(self.resident), address(self.counts), address(self.where), self.brought)
         host = HostTables(address(self.offsets), address(self.slot_of_pair), address(self.token_of_slot))
@@ -123,7 +123,7 @@ def test_a_call_may_change_where_experts_are() -> None:
         assert split.counts[0].sum() == 12
         split.where[2:5] = 4, 5, 1
 
-    split.run(ChooseCall(choose, split.program.status_address))
+    split.run(PythonCalls().callback(lambda _: choose(), split.program.status_address))
     assert {expert for expert, _, _ in split.pairs_of(split.layout.brought)} <= {2, 3}
     assert {expert for expert, _, _ in split.pairs_of(split.layout.resident)} <= {4}
     assert split.tables[0] == np.isin(split.ids, (2, 3, 4)).sum()
@@ -135,11 +135,11 @@ def test_what_a_call_raises_ends_the_run() -> None:
     def choose() -> None:
         raise KeyError("no such thing")
 
-    call = ChooseCall(choose, split.program.status_address)
+    calls = PythonCalls()
     with pytest.raises(OperationError):
-        split.run(call)
-    assert isinstance(call.take_failure(), KeyError)
-    assert call.take_failure() is None
+        split.run(calls.callback(lambda _: choose(), split.program.status_address))
+    assert isinstance(calls.take_failure(), KeyError)
+    assert calls.take_failure() is None
     assert split.tables[HEADER - 1] == -7
 
 

@@ -4,12 +4,11 @@ Knows nothing about how experts are computed. Invariants: the places that a step
 runs; who computes an expert never depends on anything but the routing, the places and the rates.
 """
 
-import weakref
-from functools import partial
 
 import numpy as np
 
-from cpu_kernels.expert_split import ChooseCall, LayerPlaces
+from cpu_kernels.expert_split import LayerPlaces
+from cpu_kernels.python_calls import PythonCall, PythonCalls
 from cpu_kernels.reference.dequantize import dequantize
 from cpu_kernels.waiting import HostCall
 from gpu_kernels.device import GpuDevice
@@ -55,7 +54,7 @@ class GpuExperts:
         self._engine = TransferEngine(device)
         self._rates = rates
         self._resident = placement.resident
-        self._calls: weakref.WeakSet[ChooseCall] = weakref.WeakSet()
+        self._calls = PythonCalls()
         self._brought = placement.brought_slots if rates is not None else 0
         self._used = model.experts.used_count
         try:
@@ -125,15 +124,13 @@ class GpuExperts:
             return False
         return not few or self._moved_of(self._used) > 0
 
-    def choose_call(self, layer: int, status: int, brought: HostCall) -> ChooseCall:
+    def choose_call(self, layer: int, status: int, brought: HostCall) -> PythonCall:
         """The call in a layer's row; `brought` is called when what it brings is there."""
-        call = ChooseCall(partial(self._choose, layer, brought), status)
-        self._calls.add(call)
-        return call
+        return self._calls.callback(lambda _: self._choose(layer, brought), status)
 
     def take_failure(self) -> BaseException | None:
         """What a call in a row raised in the last step; asked for once."""
-        return next((failure for call in self._calls if (failure := call.take_failure()) is not None), None)
+        return self._calls.take_failure()
 
     def step_over(self) -> None:
         """After a step that succeeded: learns from it. FlashError where an expert that it needed did not come."""
