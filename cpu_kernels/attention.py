@@ -10,14 +10,15 @@ K and V are read once in order for all query heads of a KV head (`kv_layout`). Q
 nothing about models. A tile is a group of queries: at most 32 rows, a row being one query head of one token.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 
 from cpu_kernels.attention_state import Shape, state_floats
 from cpu_kernels.attention_tile import NO_WINDOW, TILE_ROWS
 from cpu_kernels.attention_traces import trace_merge, trace_piece, trace_whole
 from cpu_kernels.isa import ISA
-from cpu_kernels.kv_layout import PIECE_TOKENS, KVLayout, KVMemory
-from cpu_kernels.matrix import Matrix
+from cpu_kernels.kv_layout import PIECE_BLOCKS, KVLayout, KVMemory, pieces_of
+from cpu_kernels.matrix import AnyMatrix
 from cpu_kernels.native import float_bits
 from cpu_kernels.program import Field, Row, divided, times
 from cpu_kernels.traced import TracedOperation
@@ -30,19 +31,14 @@ def tile_tokens(heads: int, kv_heads: int) -> int:
     return TILE_ROWS // (heads // kv_heads)
 
 
-def pieces_of(total_tokens: int) -> int:
-    """Pieces that hold a context of that many tokens."""
-    return -(-total_tokens // PIECE_TOKENS)
-
-
 def partial_floats(heads: int, layout: KVLayout, tokens: int) -> int:
     """Float32 numbers of scratch that `split_attention_rows` needs for `tokens` queries at the layout's capacity."""
     return heads * tokens * pieces_of(layout.capacity_tokens) * state_floats(layout.value_length)
 
 
 def attention_row(
-    out: Matrix,
-    queries: Matrix,
+    out: AnyMatrix,
+    queries: AnyMatrix,
     memory: KVMemory,
     *,
     tokens: Field,
@@ -50,26 +46,27 @@ def attention_row(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    chosen: int | None = None,
     isa: ISA | None = None,
 ) -> Row:
     """out (tokens, heads * value_length) for queries (tokens, heads * key_length) at positions `start` and up.
 
     `window`: a token sees itself and the window - 1 before it. The cache holds start + tokens tokens. For many tokens:
-    an item is one tile of one KV head.
+    an item is one tile of one KV head. `chosen`: the address of each token's blocks (`kv_select`); None reads all.
     """
     layout = memory.layout
     heads = _heads(out, queries, layout)
     fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
     per_tile = tile_tokens(heads, layout.kv_heads)
     items = times(divided(tokens, per_tile), layout.kv_heads)
-    operation = _operation("whole", Shape.of(layout, capped=softcap is not None))
-    args = (*fixed, out.address, out.stride_bytes, tokens, start, per_tile, 0, memory.window)
+    operation = _operation("whole", Shape.of(layout, capped=softcap is not None, chooses=chosen is not None))
+    args = (*fixed, out.address, out.stride_bytes, tokens, start, per_tile, *_choice(layout, chosen))
     return Row("attention", operation.address_for(isa), items, args)
 
 
 def split_attention_rows(
-    out: Matrix,
-    queries: Matrix,
+    out: AnyMatrix,
+    queries: AnyMatrix,
     memory: KVMemory,
     *,
     scratch: int,
@@ -79,26 +76,27 @@ def split_attention_rows(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    chosen: int | None = None,
     isa: ISA | None = None,
 ) -> tuple[Row, Row]:
     """The same for at most `tile_tokens` tokens: pieces of the context are shared out, then merged.
 
-    `pieces`: pieces_of(start + tokens); `scratch`: address of `partial_floats` numbers.
+    `pieces`: pieces_of(start + tokens); `scratch`: address of `partial_floats` numbers; `chosen` as there.
     """
     layout = memory.layout
     heads = _heads(out, queries, layout)
     if isinstance(tokens, int) and tokens > tile_tokens(heads, layout.kv_heads):
         raise ValueError(f"split attention of {tokens} tokens; a tile holds {tile_tokens(heads, layout.kv_heads)}")
     fixed = _fixed_arguments(queries, memory, heads, scale=scale, window=window, softcap=softcap)
-    shape = Shape.of(layout, capped=softcap is not None)
-    part, merge = _operation("piece", shape), _operation("merge", shape)
+    shape = Shape.of(layout, capped=softcap is not None, chooses=chosen is not None)
+    part, merge = _operation("piece", shape), _operation("merge", replace(shape, chooses=False))
     window_tokens = NO_WINDOW if window is None else window
     return (
         Row(
             "attention_pieces",
             part.address_for(isa),
             times(pieces, layout.kv_heads),
-            (*fixed, scratch, tokens, start, 0, 0, 0, memory.window),
+            (*fixed, scratch, tokens, start, 0, 0, *_choice(layout, chosen)),
         ),
         Row(
             "attention_merge",
@@ -109,7 +107,7 @@ def split_attention_rows(
     )
 
 
-def _heads(out: Matrix, queries: Matrix, layout: KVLayout) -> int:
+def _heads(out: AnyMatrix, queries: AnyMatrix, layout: KVLayout) -> int:
     heads = queries.columns // layout.key_length
     if queries.columns % layout.key_length or out.columns != heads * layout.value_length:
         raise ValueError(f"attention: {queries.columns} query and {out.columns} output columns for {layout}")
@@ -118,7 +116,7 @@ def _heads(out: Matrix, queries: Matrix, layout: KVLayout) -> int:
 
 
 def _fixed_arguments(
-    queries: Matrix,
+    queries: AnyMatrix,
     memory: KVMemory,
     heads: int,
     *,
@@ -126,15 +124,20 @@ def _fixed_arguments(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Field, ...]:
-    """Arguments 0-8 of "whole" and "piece"; the window of keys is argument 15."""
+    """Arguments 0-8 of "whole" and "piece"."""
     if window is not None and window < 1:
         raise ValueError(f"attention with a window of {window} tokens")
     layout = memory.layout
     return (
-        *(queries.address, queries.stride_bytes, memory.keys, memory.values),
+        *(queries.address, queries.stride_bytes, memory.table, memory.window),
         *(layout.kv_heads, heads // layout.kv_heads),
         *(float_bits(scale), NO_WINDOW if window is None else window, float_bits(softcap or 0.0)),
     )
+
+
+def _choice(layout: KVLayout, chosen: int | None) -> tuple[Field, Field]:
+    """Arguments 14 and 15 of "whole" and "piece"."""
+    return (0, 0) if chosen is None else (chosen, layout.pieces * PIECE_BLOCKS)
 
 
 @cache

@@ -26,12 +26,13 @@ class Shape:
     key_type: KVType
     value_type: KVType
     rotates_values: bool
+    chooses: bool = False
 
     @classmethod
-    def of(cls, layout: KVLayout, *, capped: bool) -> "Shape":
-        """That of a cache; `capped`: scores go through a softcap."""
+    def of(cls, layout: KVLayout, *, capped: bool, chooses: bool = False) -> "Shape":
+        """That of a cache; `capped`: scores go through a softcap; `chooses`: only chosen blocks are read."""
         types = (layout.key_type, layout.value_type, layout.rotates_values)
-        return cls(layout.key_length, layout.value_length, capped, *types)
+        return cls(layout.key_length, layout.value_length, capped, *types, chooses)
 
     @property
     def padded(self) -> int:
@@ -42,7 +43,8 @@ class Shape:
     def name(self) -> str:
         """Differs where kernels do."""
         types = f"{self.key_type}_{self.value_type}{'_turned' if self.rotates_values else ''}"
-        return f"{self.key_length}_{self.value_length}_{types}{'_capped' if self.capped else ''}"
+        kinds = f"{'_capped' if self.capped else ''}{'_chosen' if self.chooses else ''}"
+        return f"{self.key_length}_{self.value_length}_{types}{kinds}"
 
 
 def state_floats(value_length: int) -> int:

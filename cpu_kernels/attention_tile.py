@@ -1,18 +1,20 @@
 """One tile of attention as a part of kernels: rows of queries that go together over the blocks of one KV head.
 
 Keys of coded types with a window are gone through twice, each row seeing other tokens: full blocks before its own as
-codes, then its own block in float16. What a row sees of either depends on its position alone.
+codes, then its own block in float16. What a row sees of either depends on its position alone, and on the blocks that
+were chosen for its token (`kv_select`) where some are; a block that was chosen for none of a tile's is not touched.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from cpu_kernels.attention_products import LINE_FLOATS, ROWS_AT_ONCE, BlockProducts, folded
+from cpu_kernels.attention_codes import CodedKeys, CodedValues
+from cpu_kernels.attention_products import LINE_FLOATS, ROWS_AT_ONCE, FloatKeys, FloatValues, Rows, folded
 from cpu_kernels.attention_state import NOTHING, Shape, clear_state, state_floats
 from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS
 from cpu_kernels.kv_read import KeyReader
-from cpu_kernels.kv_types import LINE_BYTES, KVType
-from cpu_kernels.simd import F32, I32, Kernel, Value
+from cpu_kernels.kv_types import KVType
+from cpu_kernels.simd import F32, I8, I32, I64, Kernel, Value
 from cpu_kernels.traced import each, exp, spread, tanh
 
 TILE_ROWS = 32
@@ -21,10 +23,12 @@ NO_WINDOW = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Blocks that are gone through: how keys are read, where they lie, which tokens a row sees, the blocks."""
+    """Blocks that are gone through: how keys are read, where the head's would begin if all before the piece were its
+    own, which tokens a row sees, the blocks.
+    """
 
     reader: KeyReader
-    cache: Value
+    keys: Value
     seen: Value  # int32 pairs: the first position a row sees, the first it does not
     first: Value
     last: Value
@@ -34,18 +38,21 @@ class Tile:
     """The rows of one tile of one KV head: where their queries, scores and states lie, and the code that fills them."""
 
     def __init__(self, k: Kernel, shape: Shape, *, prefetch: bool) -> None:
-        """Reads arguments 0-8 of the operation, and 15 for the window of keys; the rest is set by `begin`."""
+        """Reads arguments 0-8 of the operation, and 14 and 15 where blocks are chosen; `begin` sets the rest."""
         self.k, self.shape, self.prefetch = k, shape, prefetch
-        self.queries, self.query_stride, self.key_cache, self.value_cache = (k.arg(index) for index in range(4))
+        self.queries, self.query_stride, self.table, self.new_keys = (k.arg(index) for index in range(4))
         self.kv_heads, self.group = k.arg(4), k.arg(5)
         self.scale, self.window, self.cap = k.float_arg(6), k.arg(7), k.float_arg(8)
-        self.keys = KeyReader(k, shape.key_type, shape.key_length)
-        self.products = BlockProducts(k, shape, prefetch=prefetch)
-        self.values, self.query_bytes = self.products.values, self.products.query_bytes
+        self.chosen, self.chosen_bytes = k.arg(14), k.arg(15)  # of the choices; bytes of a KV head's
         self.has_window = shape.key_type.has_minimum
+        self.window_type = KVType.F16 if self.has_window else shape.key_type
+        self.keys = KeyReader(k, shape.key_type, shape.key_length)
+        self.scorers = {kind: self._scorer(kind) for kind in dict.fromkeys((shape.key_type, self.window_type))}
+        self.gatherer = (CodedValues if shape.value_type.is_coded else FloatValues)(k, shape, prefetch=prefetch)
+        self.values = self.gatherer.reader
         self.state_bytes = 4 * state_floats(shape.value_length)
-        self.query_rows = k.scratch(TILE_ROWS * self.query_bytes)
-        self.scores = k.scratch(TILE_ROWS * 4 * LINE_FLOATS)
+        self.query_rows = Rows(k.scratch(TILE_ROWS * 4 * shape.key_length), 4 * shape.key_length)
+        self.scores = Rows(k.scratch(TILE_ROWS * 4 * LINE_FLOATS), 4 * LINE_FLOATS)
         self.factors = k.scratch(TILE_ROWS * 4)
         self.seen = k.scratch(TILE_ROWS * 8)
         self.seen_window = k.scratch(TILE_ROWS * 8) if self.has_window else self.seen
@@ -55,25 +62,32 @@ class Tile:
         k, length = self.k, self.shape.key_length
         self.rows = tokens * self.group
         self.kv_head = kv_head
+        self.choice = self.chosen + (first_token * self.kv_heads + kv_head) * self.chosen_bytes
         self.first = start + first_token
         self.first_seen = k.maximum(self.first - self.window + 1, k.int64(0))
         self.end_seen = self.first + tokens
         with k.loop(0, self.rows) as row:
             token, head = row // self.group, kv_head * self.group + row % self.group
             query = self.queries + (first_token + token) * self.query_stride + head * (4 * length)
-            to = self.query_rows + row * self.query_bytes
+            to = self.query_rows.at(row)
             each(
                 k,
                 k.int64(length),
                 lambda at, kind: k.store(k.load(kind, query + at) * spread(k, self.scale, kind), to + at),
             )
-            for at in range(4 * length, self.query_bytes, 4):
-                k.store(k.constant(F32, 0.0), to + at)
             position = self.first + token
             first, own = k.maximum(position - self.window + 1, k.int64(0)), position // BLOCK_TOKENS * BLOCK_TOKENS
             self._see(self.seen, row, first, own if self.has_window else position + 1)
             if self.has_window:
                 self._see(self.seen_window, row, k.maximum(first, own), position + 1)
+        for scorer in self.scorers.values():
+            scorer.take(self.query_rows, self.rows)
+
+    def _scorer(self, kind: KVType) -> FloatKeys | CodedKeys:
+        reader = KeyReader(self.k, kind, self.shape.key_length)
+        if kind.is_coded:
+            return CodedKeys(self.k, reader, TILE_ROWS, prefetch=self.prefetch)
+        return FloatKeys(self.k, reader, prefetch=self.prefetch)
 
     def _see(self, table: Value, row: Value, first: Value, end: Value) -> None:
         self.k.store(first.truncate(I32), table + row * 8)
@@ -88,47 +102,55 @@ class Tile:
     def piece(self, states: Value, piece: Value) -> None:
         """Gathers from the tokens of one piece that some row sees."""
         k = self.k
-        # where the head's blocks would begin if all before the piece were its own
-        before = (piece * (self.kv_heads - 1) + self.kv_head) * PIECE_BLOCKS
-        values = self.value_cache + before * self.values.block_bytes
-        for part in self._passes(piece):
-            keys = part.cache + before * part.reader.block_bytes
-            with k.loop(part.first, part.last) as block:
-                self._score(part.reader, keys + block * part.reader.block_bytes)
+        chunk = k.load(I64, self.table + piece * 8)
+        before = (self.kv_head - piece) * PIECE_BLOCKS
+        keys_bytes = self.kv_heads * (PIECE_BLOCKS * self.keys.block_bytes)
+        values = chunk + keys_bytes + before * self.values.block_bytes
+        wanted = self._wanted(piece) if self.shape.chooses else None
+        for part in self._passes(piece, chunk + before * self.keys.block_bytes):
+            with k.loop(part.first, part.last) as block, self._if_wanted(wanted, block):
+                self._score(part.reader, part.keys + block * part.reader.block_bytes)
                 for count, row in self._row_groups():
                     with row as first:
                         rows = [first + index for index in range(count)]
                         self._weigh(states, rows, block * BLOCK_TOKENS, part.seen)
                 self._gather(states, values + block * self.values.block_bytes, block)
 
-    def _passes(self, piece: Value) -> list[Pass]:
+    def _wanted(self, piece: Value) -> Value:
+        """A byte for each block of a piece: not 0 if it was chosen for some row."""
+        k = self.k
+        wanted = k.variable(k.int64(0))
+        with k.loop(0, self.rows // self.group) as token:
+            wanted.set(wanted.get() | k.load(I64, self._choice_of(token) + piece * PIECE_BLOCKS))
+        return wanted.get()
+
+    def _if_wanted(self, wanted: Value | None, block: Value) -> AbstractContextManager[None]:
+        if wanted is None:
+            return nullcontext()
+        return self.k.when(((wanted >> (block % PIECE_BLOCKS) * 8) & 1) > 0)
+
+    def _choice_of(self, token: Value) -> Value:
+        """Where a token's choice lies."""
+        return self.choice + token * (self.kv_heads * self.chosen_bytes)
+
+    def _passes(self, piece: Value, keys: Value) -> list[Pass]:
         k = self.k
         first = k.maximum(piece * PIECE_BLOCKS, self.first_seen // BLOCK_TOKENS)
         last = k.minimum((piece + 1) * PIECE_BLOCKS, (self.end_seen + (BLOCK_TOKENS - 1)) // BLOCK_TOKENS)
         if not self.has_window:
-            return [Pass(self.keys, self.key_cache, self.seen, first, last)]
+            return [Pass(self.keys, keys, self.seen, first, last)]
         halves = KeyReader(k, KVType.F16, self.shape.key_length)
         full = k.minimum((piece + 1) * PIECE_BLOCKS, (self.end_seen - 1) // BLOCK_TOKENS)
         own = k.maximum(piece * PIECE_BLOCKS, self.first // BLOCK_TOKENS)
-        return [
-            Pass(self.keys, self.key_cache, self.seen, first, full),
-            Pass(halves, k.arg(15), self.seen_window, own, last),
-        ]
+        before = (piece * (self.kv_heads - 1) + self.kv_head) * PIECE_BLOCKS
+        newest = self.new_keys + before * halves.block_bytes
+        return [Pass(self.keys, keys, self.seen, first, full), Pass(halves, newest, self.seen_window, own, last)]
 
     def _score(self, reader: KeyReader, keys: Value) -> None:
         """Scores of all rows with a block of keys."""
-        k = self.k
-        codes_bytes = reader.kind.key_codes_bytes(reader.length)
-        self.products.prefetch_scales(keys, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
         for count, row in self._row_groups():
             with row as first:
-                queries = self.query_rows + first * self.query_bytes
-                if reader.kind.has_minimum:
-                    self.products.scale_queries(reader, keys, queries, count)
-                for tokens in _groups(list(range(0, BLOCK_TOKENS, k.lanes)), self._vectors_at_once(count)):
-                    sums = self.products.score(reader, keys, queries, tokens, count)
-                    to = self.scores + first * (4 * LINE_FLOATS)
-                    self.products.store(sums, to, 4 * LINE_FLOATS, [4 * token for token in tokens])
+                self.scorers[reader.kind].score(keys, self.query_rows, self.scores, first, count)
 
     def _weigh(self, states: Value, rows: list[Value], first_token: Value, seen_by: Value) -> None:
         """Scores become weights; a state's m and l follow, and the factor for what was gathered before.
@@ -136,9 +158,9 @@ class Tile:
         Several rows go in step: one row alone waits for its own sums and exponentials.
         """
         k = self.k
-        lines = [self.scores + row * (4 * LINE_FLOATS) for row in rows]
+        lines = [self.scores.at(row) for row in rows]
         tails = [states + row * self.state_bytes + 4 * self.shape.padded for row in rows]
-        sees = [self._sees(seen_by + row * 8, first_token) for row in rows]
+        sees = [self._sees(seen_by, row, first_token) for row in rows]
         nothing, none = k.constant(k.floats, NOTHING), k.constant(k.floats, 0.0)
         scores = [
             [k.select(seen, self._score_at(line, index), nothing) for index, seen in enumerate(row)]
@@ -159,11 +181,15 @@ class Tile:
             k.store(k.fma(k.load(F32, tails[index] + 4), factors[index], totals[index]), tails[index] + 4)
             k.store(factors[index], self.factors + row * 4)
 
-    def _sees(self, seen: Value, first_token: Value) -> list[Value]:
+    def _sees(self, seen_by: Value, row: Value, first_token: Value) -> list[Value]:
         """For every vector of a block, which tokens a row sees."""
         k = self.k
         first = first_token.truncate(I32)
-        begin, end = (k.splat(k.load(I32, seen + at) - first) for at in (0, 4))
+        seen = [k.load(I32, seen_by + row * 8 + at) - first for at in (0, 4)]
+        if self.shape.chooses:
+            chosen = k.load(I8, self._choice_of(row // self.group) + first_token // BLOCK_TOKENS)
+            seen[1] = k.select(chosen > 0, seen[1], k.constant(I32, 0))
+        begin, end = (k.splat(place) for place in seen)
         tokens = [k.table(I32, range(lane, lane + k.lanes)) for lane in range(0, BLOCK_TOKENS, k.lanes)]
         return [(token >= begin) & (token < end) for token in tokens]
 
@@ -177,24 +203,13 @@ class Tile:
 
     def _gather(self, states: Value, values: Value, block: Value) -> None:
         """Adds a block of values, weighted, to the states."""
-        k, reader = self.k, self.values
+        k = self.k
         terms = k.minimum(self.end_seen - block * BLOCK_TOKENS, k.int64(BLOCK_TOKENS))
-        codes_bytes = reader.kind.value_codes_bytes(reader.length)
-        self.products.prefetch_scales(values, range(codes_bytes, reader.block_bytes, LINE_BYTES), reader.block_bytes)
         for count, row in self._row_groups():
             with row as first:
-                weights = self.scores + first * (4 * LINE_FLOATS)
-                if reader.kind.is_coded:
-                    self.products.scale_weights(values, weights, count)
                 kept = [k.load_splat(F32, self.factors + (first + index) * 4) for index in range(count)]
-                state = states + first * self.state_bytes
-                for dims in _groups(list(range(0, self.shape.padded, k.lanes)), self._vectors_at_once(count)):
-                    places = (state, kept, values, weights)
-                    self.products.gather(*places, dims=dims, state_bytes=self.state_bytes, terms=terms)
-
-    def _vectors_at_once(self, rows: int) -> int:
-        """So many that sums, factors and vectors fit the registers."""
-        return 4 if self.k.lanes == 16 or rows < 4 else 2
+                to = Rows(states, self.state_bytes)
+                self.gatherer.gather(to, kept, values, self.scores, first, terms=terms)
 
     def _row_groups(self) -> list[tuple[int, AbstractContextManager[Value]]]:
         """All rows, four at a time, then two, then one."""
@@ -206,7 +221,3 @@ class Tile:
             (2, k.loop(whole, pairs, 2)),
             (1, k.loop(pairs, self.rows)),
         ]
-
-
-def _groups(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -90,6 +90,10 @@ class ExpertSlots:
         for part in range(self.parts):
             self._place_items[self._place_item(layer, part, expert) + COUNTER // 8] = 0
 
+    def has_slot(self, layer: int) -> NDArray[np.bool_]:
+        """(experts,) those of a layer that have a slot, be they there already or still arriving."""
+        return np.asarray(self._places[layer, 0, :, COUNTER // 8] != 0)
+
     def landed(self, slot: int, part: int) -> None:
         """A part of the expert that was given this slot is there: wakes who waits for it."""
         raise_counter(self.settings_address, self._counter(slot, part), 1)

@@ -13,10 +13,10 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.kv_encode import encode_key_block, rotate_head, store_key, store_value
 from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, PIECE_TOKENS, KVLayout, KVMemory
 from cpu_kernels.kv_types import KVType
-from cpu_kernels.matrix import Matrix
+from cpu_kernels.matrix import AnyMatrix
 from cpu_kernels.native import float_bits
 from cpu_kernels.program import Field, Row, divided, times
-from cpu_kernels.simd import F32, Kernel, Value, vector_type
+from cpu_kernels.simd import F32, I64, Kernel, Value, vector_type
 from cpu_kernels.traced import TracedOperation, each, normalise
 
 MAX_HEAD_LENGTH = 1024
@@ -36,9 +36,9 @@ class Rotation:
 
 
 def heads_row(
-    queries: Matrix,
-    keys: Matrix,
-    values: Matrix,
+    queries: AnyMatrix,
+    keys: AnyMatrix,
+    values: AnyMatrix,
     memory: KVMemory,
     rotation: Rotation,
     *,
@@ -67,7 +67,7 @@ def heads_row(
     query_heads = queries.columns // length
     args = (
         *(queries.address, queries.stride_bytes, keys.address, keys.stride_bytes),
-        *(values.address, values.stride_bytes, memory.new_keys, memory.values, rotation.cos, rotation.sin, start),
+        *(values.address, values.stride_bytes, memory.table, memory.window, rotation.cos, rotation.sin, start),
         *(query_norm or 0, key_norm or 0, float_bits(eps), query_heads, layout.kv_heads),
     )
     return Row("heads", operation.address_for(isa), times(tokens, query_heads + 2 * layout.kv_heads), args)
@@ -83,7 +83,7 @@ def code_keys_row(memory: KVMemory, *, tokens: Field, start: Field, isa: ISA | N
         raise ValueError(f"{layout} has no window of keys to code")
     blocks = divided(_more(tokens, BLOCK_TOKENS), BLOCK_TOKENS)
     operation = _coding(layout.key_type, layout.key_length)
-    args = (memory.window, memory.keys, tokens, start, layout.kv_heads)
+    args = (memory.window, memory.table, tokens, start, layout.kv_heads)
     return Row("code_keys", operation.address_for(isa), times(blocks, layout.kv_heads), args)
 
 
@@ -109,8 +109,7 @@ class _Shape:
     def of(cls, layout: KVLayout, rotation: Rotation, *, normed: bool) -> "_Shape":
         return cls(
             *(rotation.neighbours, normed, layout.key_length, layout.value_length, rotation.pairs),
-            KVType.F16 if layout.has_window else layout.key_type,
-            *(layout.value_type, layout.rotates_keys, layout.rotates_values),
+            *(layout.key_type, layout.value_type, layout.rotates_keys, layout.rotates_values),
         )
 
     @property
@@ -134,7 +133,7 @@ def _coding(kind: KVType, length: int) -> TracedOperation:
 def _trace(k: Kernel, *, shape: _Shape) -> None:
     """Items: every head's query, then every KV head's key, then every KV head's value, token after token."""
     queries, query_stride, keys, key_stride, values, value_stride = (k.arg(index) for index in range(6))
-    key_cache, value_cache, cos, sin, start, query_norm, key_norm = (k.arg(index) for index in range(6, 13))
+    table, window, cos, sin, start, query_norm, key_norm = (k.arg(index) for index in range(6, 13))
     eps, query_heads, kv_heads = k.float_arg(13), k.arg(14), k.arg(15)
     length, value_length, pairs = shape.length, shape.value_length, shape.pairs
     rotate = rotate_neighbours if shape.neighbours else rotate_halves
@@ -161,12 +160,19 @@ def _trace(k: Kernel, *, shape: _Shape) -> None:
             _copy(k, buffer + 8 * pairs, key + 8 * pairs, length - 2 * pairs)
             if shape.rotates_keys:
                 rotate_head(k, buffer, length)
-            block = key_cache + block_of(position, head, kv_heads) * shape.key_type.key_block_bytes(length)
-            store_key(k, block, position % BLOCK_TOKENS, buffer, length=length, kind=shape.key_type)
+            has_window = shape.key_type.has_minimum
+            kind = KVType.F16 if has_window else shape.key_type
+            if has_window:
+                block = window + _block_of(position, head, kv_heads) * kind.key_block_bytes(length)
+            else:
+                block = _block_at(k, table, position, head, kind.key_block_bytes(length))
+            store_key(k, block, position % BLOCK_TOKENS, buffer, length=length, kind=kind)
         with k.when(part >= query_heads + kv_heads):
             head = part - query_heads - kv_heads
             value = values + token * value_stride + head * (4 * value_length)
-            block = value_cache + block_of(position, head, kv_heads) * shape.value_type.value_block_bytes(value_length)
+            keys_bytes = kv_heads * (PIECE_BLOCKS * shape.key_type.key_block_bytes(length))
+            block_bytes = shape.value_type.value_block_bytes(value_length)
+            block = _block_at(k, table, position, head, block_bytes) + keys_bytes
             if shape.rotates_values:
                 _copy(k, buffer, value, value_length)
                 rotate_head(k, buffer, value_length)
@@ -176,15 +182,15 @@ def _trace(k: Kernel, *, shape: _Shape) -> None:
 
 def _trace_coding(k: Kernel, *, kind: KVType, length: int) -> None:
     """Items: KV heads, block after block from that of the first token."""
-    window, keys, tokens, start, kv_heads = (k.arg(index) for index in range(5))
+    window, table, tokens, start, kv_heads = (k.arg(index) for index in range(5))
     with k.loop(k.begin, k.end) as item:
         first = (start // BLOCK_TOKENS + item // kv_heads) * BLOCK_TOKENS
         with k.when(first + BLOCK_TOKENS <= start + tokens):
-            number = block_of(first, item % kv_heads, kv_heads)
+            head = item % kv_heads
             encode_key_block(
                 k,
-                keys + number * kind.key_block_bytes(length),
-                window + number * KVType.F16.key_block_bytes(length),
+                _block_at(k, table, first, head, kind.key_block_bytes(length)),
+                window + _block_of(first, head, kv_heads) * KVType.F16.key_block_bytes(length),
                 length=length,
                 kind=kind,
             )
@@ -195,8 +201,15 @@ def _copy(k: Kernel, to: Value, source: Value, count: int) -> None:
         each(k, k.int64(count), lambda at, kind: k.store(k.load(kind, source + at), to + at))
 
 
-def block_of(position: Value, head: Value, kv_heads: Value) -> Value:
-    """The block of a head that holds a position, counted in the order of memory."""
+def _block_at(k: Kernel, table: Value, position: Value, head: Value, block_bytes: int) -> Value:
+    """Where a head's block lies that holds a position, if its chunk began with such blocks."""
+    piece = position // PIECE_TOKENS
+    block = head * PIECE_BLOCKS + (position // BLOCK_TOKENS - piece * PIECE_BLOCKS)
+    return k.load(I64, table + piece * 8) + block * block_bytes
+
+
+def _block_of(position: Value, head: Value, kv_heads: Value) -> Value:
+    """The block of a head in the window that holds a position, counted in the order of memory."""
     piece = position // PIECE_TOKENS
     return (piece * kv_heads + head) * PIECE_BLOCKS + (position // BLOCK_TOKENS - piece * PIECE_BLOCKS)
 

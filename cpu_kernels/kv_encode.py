@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from cpu_kernels.kv_types import BLOCK_TOKENS, GROUP, HALF_BYTES, TILE_DIMS, KVType
+from cpu_kernels.kv_types import BLOCK_TOKENS, HALF_BYTES, PAIR, TILE_DIMS, KVType
 from cpu_kernels.simd import F32, I8, I16, I32, Kernel, Value, is_vector, vector_type
 from cpu_kernels.traced import each, float_to_half
 
@@ -27,74 +27,91 @@ def store_key(k: Kernel, block: Value, token: Value, key: Value, *, length: int,
     if not kind.is_coded:
         _scatter(k, block + token * HALF_BYTES, key, length, kind)
         return
-    codes = k.scratch(4 * GROUP)
+    group, step = kind.key_group, kind.step_dims
+    codes = k.scratch(4 * group)
     scales = block + (token * HALF_BYTES + kind.key_codes_bytes(length))
-    for number, first in enumerate(range(0, length, GROUP)):
-        count = min(GROUP, length - first)
-        group = encoded(k, _group(k, key + 4 * first, count), kind)
-        for index, vector in enumerate(group.vectors):
+    for number, first in enumerate(range(0, length, group)):
+        count = min(group, length - first)
+        coded = encoded(k, _group(k, key + 4 * first, count, group), kind)
+        for index, vector in enumerate(coded.vectors):
             k.store(vector, codes + 4 * k.lanes * index)
-        k.store(group.scale, scales + number * BLOCK_TOKENS * HALF_BYTES)
-        if count % kind.codes_a_byte:
-            k.store(k.constant(I32, 0), codes + 4 * count)
-        to = block + (token + first // kind.codes_a_byte * BLOCK_TOKENS)
-        with k.loop(0, -(-count // kind.codes_a_byte)) as row:
-            parts = [
-                k.load(I32, codes + row * (4 * kind.codes_a_byte) + 4 * part) << kind.bits * part
-                for part in range(kind.codes_a_byte)
-            ]
-            k.store(reduce(lambda a, b: a | b, parts).truncate(I8), to + row * BLOCK_TOKENS)
+        k.store(coded.scale, scales + number * BLOCK_TOKENS * HALF_BYTES)
+        for at in range(count, -(-count // step) * step):
+            k.store(k.constant(I32, 0), codes + 4 * at)
+        to = block + (token * PAIR + first // step * (PAIR * BLOCK_TOKENS))
+        with k.loop(0, -(-count // step)) as row:
+            source = codes + row * (4 * step)
+            word = _word([k.load(I32, source + 4 * dim) for dim in range(step)], kind)
+            k.store(word.truncate(I16), to + row * (PAIR * BLOCK_TOKENS))
 
 
 def store_value(k: Kernel, block: Value, token: Value, value: Value, *, length: int, kind: KVType) -> None:
-    """A value of `length` float32 goes to place `token` of a block."""
+    """A value of `length` float32 goes to place `token` of a block.
+
+    Byte by byte where it is coded: tokens side by side may come from different threads.
+    """
     tile_bytes = BLOCK_TOKENS * kind.value_tile_bytes
+    if not kind.is_coded:
+        for tile, first in enumerate(range(0, length, TILE_DIMS)):
+            to = block + token * kind.value_tile_bytes + tile * tile_bytes
+            _copy(k, to, value + 4 * first, min(TILE_DIMS, length - first), kind)
+        return
     scales = block + (token * HALF_BYTES + kind.value_codes_bytes(length))
-    for tile, first in enumerate(range(0, length, TILE_DIMS)):
-        count = min(TILE_DIMS, length - first)
-        to, source = block + token * kind.value_tile_bytes + tile * tile_bytes, value + 4 * first
-        if not kind.is_coded:
-            _copy(k, to, source, count, kind)
-            continue
-        group = encoded(k, _group(k, source, count), kind)
-        place = scales + tile * BLOCK_TOKENS * HALF_BYTES
+    step = block + token // PAIR * (PAIR * kind.value_tile_bytes) + token % PAIR
+    codes = k.scratch(4 * kind.value_group)
+    for number, first in enumerate(range(0, length, kind.value_group)):
+        count = min(kind.value_group, length - first)
+        size = -(-count // TILE_DIMS) * TILE_DIMS
+        group = encoded(k, _group(k, value + 4 * first, count, size), kind)
+        place = scales + number * BLOCK_TOKENS * HALF_BYTES
         k.store(group.scale, place)
         if kind.has_minimum:
             k.store(group.least, place + kind.value_scales_bytes(length))
-        _store_tile(k, to, group.vectors, kind)
+        for index, vector in enumerate(group.vectors):
+            k.store(vector, codes + 4 * k.lanes * index)
+        for tile in range(size // TILE_DIMS):
+            _store_tile(k, step + (first // TILE_DIMS + tile) * tile_bytes, codes + 4 * TILE_DIMS * tile, kind)
 
 
 def encode_key_block(k: Kernel, block: Value, window: Value, *, length: int, kind: KVType) -> None:
-    """A full block of float16 keys as codes with a scale and a minimum for 32 tokens of every channel."""
+    """A full block of float16 keys as codes with a scale and a minimum for the tokens of every channel."""
     scales = block + kind.key_codes_bytes(length)
     minima = scales + kind.key_scales_bytes(length)
-    whole = length // kind.codes_a_byte
-    for half in range(BLOCK_TOKENS // GROUP):
+    step = kind.step_dims
+    whole = length // step
 
-        def row_of(row: Value, channels: int, half: int = half) -> None:
-            groups = []
-            for part in range(channels):
-                channel = row * kind.codes_a_byte + part
-                source = window + channel * (BLOCK_TOKENS * HALF_BYTES) + half * GROUP * HALF_BYTES
-                halves = vector_type(I16, k.lanes)
-                numbers = [k.half_to_float(k.load(halves, source + HALF_BYTES * at)) for at in range(0, GROUP, k.lanes)]
-                group = encoded(k, numbers, kind)
-                groups.append(group.vectors)
-                place = channel * HALF_BYTES + half * length * HALF_BYTES
-                k.store(group.scale, scales + place)
-                k.store(group.least, minima + place)
-            for index, vectors in enumerate(zip(*groups, strict=True)):
-                byte = reduce(lambda a, b: a | b, [code << kind.bits * part for part, code in enumerate(vectors)])
-                k.store(byte.truncate(I8), block + row * BLOCK_TOKENS + (half * GROUP + index * k.lanes))
+    def row_of(row: Value, channels: int) -> None:
+        groups = []
+        for part in range(channels):
+            channel = row * step + part
+            source = window + channel * (BLOCK_TOKENS * HALF_BYTES)
+            halves = vector_type(I16, k.lanes)
+            places = range(0, BLOCK_TOKENS, k.lanes)
+            numbers = [k.half_to_float(k.load(halves, source + HALF_BYTES * at)) for at in places]
+            group = encoded(k, numbers, kind)
+            groups.append(group.vectors)
+            k.store(group.scale, scales + channel * HALF_BYTES)
+            k.store(group.least, minima + channel * HALF_BYTES)
+        for index, vectors in enumerate(zip(*groups, strict=True)):
+            word = _word(list(vectors), kind)
+            k.store(word.truncate(I16), block + row * (PAIR * BLOCK_TOKENS) + PAIR * k.lanes * index)
 
-        with k.loop(0, whole) as row:
-            row_of(row, kind.codes_a_byte)
-        if length % kind.codes_a_byte:
-            row_of(k.int64(whole), length % kind.codes_a_byte)
+    with k.loop(0, whole) as row:
+        row_of(row, step)
+    if length % step:
+        row_of(k.int64(whole), length % step)
+
+
+def _word(codes: list[Value], kind: KVType) -> Value:
+    """Up to a step's codes in the low 16 bits of int32: of even places in the first byte, of odd in the second."""
+    places = [kind.bits * (index // PAIR) + 8 * (index % PAIR) for index in range(len(codes))]
+    return reduce(
+        lambda a, b: a | b, [code << place if place else code for code, place in zip(codes, places, strict=True)]
+    )
 
 
 def encoded(k: Kernel, numbers: list[Value], kind: KVType) -> Codes:
-    """32 float32, vector after vector, as integers: rounded with the scale as it is stored."""
+    """A group of float32, vector after vector, as integers: rounded with the scale as it is stored."""
     low = _across(k, numbers, k.minimum)
     high = _across(k, numbers, k.maximum)
     zero = k.constant(F32, 0.0)
@@ -128,32 +145,35 @@ def rotate_head(k: Kernel, head: Value, length: int) -> None:
     """`length` float32 in place times the orthogonal Walsh-Hadamard matrix; `length` a power of two."""
     width = min(length, k.lanes)
     kind = vector_type(F32, width)
-    vectors = [k.load(kind, head + 4 * at) for at in range(0, length, width)]
-    step = 1
-    while step < width:
-        signs = k.table(F32, [-1.0 if lane & step else 1.0 for lane in range(width)])
-        order = [lane ^ step for lane in range(width)]
-        vectors = [vector.shuffle(order) + vector * signs for vector in vectors]
+    with k.loop(0, 4 * length, 4 * width) as at:
+        vector, step = k.load(kind, head + at), 1
+        while step < width:
+            signs = k.table(F32, [-1.0 if lane & step else 1.0 for lane in range(width)])
+            vector = vector.shuffle([lane ^ step for lane in range(width)]) + vector * signs
+            step *= 2
+        k.store(vector, head + at)
+    step = width
+    while step < length:
+        with k.loop(0, 4 * length, 8 * step) as first, k.loop(0, 4 * step, 4 * width) as at:
+            place = head + (first + at)
+            low, high = k.load(kind, place), k.load(kind, place + 4 * step)
+            k.store(low + high, place)
+            k.store(low - high, place + 4 * step)
         step *= 2
-    step = 1
-    while step < len(vectors):
-        pairs = [(vectors[at & ~step], vectors[at | step], at & step) for at in range(len(vectors))]
-        vectors = [low - high if second else low + high for low, high, second in pairs]
-        step *= 2
-    for at, vector in enumerate(vectors):
-        k.store(vector * length**-0.5, head + 4 * width * at)
+    with k.loop(0, 4 * length, 4 * width) as at:
+        k.store(k.load(kind, head + at) * length**-0.5, head + at)
 
 
-def _group(k: Kernel, source: Value, count: int) -> list[Value]:
-    """`count` float32 at an address as vectors of 32, filled up with the first."""
-    if count < GROUP:
-        full = k.scratch(4 * GROUP)
+def _group(k: Kernel, source: Value, count: int, size: int) -> list[Value]:
+    """`count` float32 at an address as vectors of `size`, filled up with the first."""
+    if count < size:
+        full = k.scratch(4 * size)
         first = k.load_splat(F32, source)
-        for at in range(0, GROUP, k.lanes):
+        for at in range(0, size, k.lanes):
             k.store(first, full + 4 * at)
         each(k, k.int64(count), lambda at, kind: k.store(k.load(kind, source + at), full + at))
         source = full
-    return [k.load(k.floats, source + 4 * at) for at in range(0, GROUP, k.lanes)]
+    return [k.load(k.floats, source + 4 * at) for at in range(0, size, k.lanes)]
 
 
 def _across(k: Kernel, vectors: list[Value], join: Any) -> Value:
@@ -165,24 +185,14 @@ def _across(k: Kernel, vectors: list[Value], join: Any) -> Value:
     return value.lane(0)
 
 
-def _store_tile(k: Kernel, to: Value, codes: list[Value], kind: KVType) -> None:
-    """32 integers of a value."""
-    if kind.bits == 8:
-        for index, vector in enumerate(codes):
-            k.store(vector.truncate(I8), to + k.lanes * index)
-        return
-    if kind.bits == 4:
-        half = len(codes) // 2
-        for index in range(half):
-            k.store((codes[index] | (codes[index + half] << 4)).truncate(I8), to + k.lanes * index)
-        return
-    vectors_a_word = max(1, 16 // k.lanes)
-    for word in range(2):
+def _store_tile(k: Kernel, to: Value, codes: Value, kind: KVType) -> None:
+    """32 integers of a value, int32 at an address: a byte has those that lie as many apart as a tile has bytes."""
+    size = kind.value_tile_bytes
+    with k.loop(0, size) as place:
         parts = [
-            k.sum_lanes(vector << k.table(I32, [2 * (k.lanes * index + lane) for lane in range(k.lanes)]))
-            for index, vector in enumerate(codes[word * vectors_a_word : (word + 1) * vectors_a_word])
+            k.load(I32, codes + place * 4 + 4 * size * part) << kind.bits * part for part in range(kind.codes_a_byte)
         ]
-        k.store(reduce(lambda a, b: a | b, parts), to + 4 * word)
+        k.store(reduce(lambda a, b: a | b, parts).truncate(I8), to + place * PAIR)
 
 
 def _copy(k: Kernel, to: Value, source: Value, count: int, kind: KVType) -> None:

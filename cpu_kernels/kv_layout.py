@@ -1,17 +1,18 @@
 """How keys and values lie in memory for the attention kernels, in float16 or one of the smaller types (`kv_types`).
 
-Tokens come in blocks of 64, eight blocks in a piece of 512. Pieces lie one after the other, so that memory is touched
-only as far as a cache is filled; within one, KV heads lie one after the other, so that a head is read in runs of eight
-blocks. A head's block of keys is (key_length, 64 tokens): one vector holds the same dimension of neighboring tokens
-and scores need no sum across lanes. Its block of values is (value tiles, 64 tokens, 32 dimensions), the last tile
-filled up. Memory that holds no token is never used, only read: it may hold anything. Knows nothing about layers or
-models.
+Tokens come in blocks of 64, eight blocks in a piece of 512. What a layer holds of a piece is a *chunk*: its keys, then
+its values, in either KV heads one after the other, so that a head is read in runs of eight blocks. A chunk takes whole
+pages and may lie anywhere: a table tells the address of every piece's. A head's block of keys is (key_length, 64
+tokens): one vector holds the same dimension of neighboring tokens and scores need no sum across lanes. Its block of
+values is (value tiles, 64 tokens, 32 dimensions), the last tile filled up. Memory that holds no token is never used,
+only read: it may hold anything. Knows nothing about layers or models.
 
-Coded numbers lie in the same order. A byte of keys holds one, two or four neighboring dimensions of a token, the first
-in its low bits. 32 dimensions of a value are 32 bytes; or 16 with the second half in the high nibbles; or two words of
-32 bits, a word's dimensions from its low bits up. Scales, then minima, follow a block's numbers.
+Coded numbers lie in the same order, in pairs of bytes: two neighboring dimensions of a key, two neighboring tokens of a
+value. A byte of 4 or 2 bits of a key holds dimensions two apart, the first in its low bits; one of a value dimensions
+16 or 8 apart. Scales, then minima, follow a block's numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,11 @@ from cpu_kernels.program import Field
 
 __all__ = ["BLOCK_TOKENS", "HALF_BYTES", "PIECE_BLOCKS", "PIECE_TOKENS", "TILE_DIMS", "KVLayout", "KVMemory"]
 
+Bytes = NDArray[np.uint8]
+
 PIECE_TOKENS = 512
 PIECE_BLOCKS = PIECE_TOKENS // BLOCK_TOKENS
+CHUNK_PAGE_BYTES = 4096  # of a drive's block and of most systems' pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +65,25 @@ class KVLayout:
         return -(-self.value_length // TILE_DIMS)
 
     @property
-    def key_bytes(self) -> int:
-        """Bytes of all keys; they should start on a multiple of 64."""
-        return self.pieces * self.kv_heads * PIECE_BLOCKS * self.key_type.key_block_bytes(self.key_length)
+    def key_block_bytes(self) -> int:
+        """Bytes of a head's block of keys."""
+        return self.key_type.key_block_bytes(self.key_length)
 
     @property
-    def value_bytes(self) -> int:
-        """Bytes of all values; they should start on a multiple of 64."""
-        return self.pieces * self.kv_heads * PIECE_BLOCKS * self.value_type.value_block_bytes(self.value_length)
+    def value_block_bytes(self) -> int:
+        """Bytes of a head's block of values."""
+        return self.value_type.value_block_bytes(self.value_length)
+
+    @property
+    def values_start(self) -> int:
+        """Where a chunk's values begin."""
+        return self.kv_heads * PIECE_BLOCKS * self.key_block_bytes
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk, which begins on a page: whole pages."""
+        needed = self.values_start + self.kv_heads * PIECE_BLOCKS * self.value_block_bytes
+        return -(-needed // CHUNK_PAGE_BYTES) * CHUNK_PAGE_BYTES
 
     @property
     def has_window(self) -> bool:
@@ -83,59 +98,80 @@ class KVLayout:
         return self.pieces * self.kv_heads * PIECE_BLOCKS * KVType.F16.key_block_bytes(self.key_length)
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of all heads' keys and values."""
+        return self.kv_heads * (self.key_block_bytes + self.value_block_bytes)
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values, its share of scales included and the window aside."""
-        key = self.key_type.key_block_bytes(self.key_length)
-        return self.kv_heads * (key + self.value_type.value_block_bytes(self.value_length)) // BLOCK_TOKENS
+        return self.block_bytes // BLOCK_TOKENS
 
-    def unpack_keys(self, keys: NDArray[np.uint8], tokens: int) -> NDArray[np.float16]:
+    def keys_of(self, chunk: Bytes) -> Bytes:
+        """(kv_heads, blocks, bytes of a block) of a chunk's keys: a view."""
+        return chunk[: self.values_start].reshape(self.kv_heads, PIECE_BLOCKS, self.key_block_bytes)
+
+    def values_of(self, chunk: Bytes) -> Bytes:
+        """(kv_heads, blocks, bytes of a block) of a chunk's values: a view."""
+        shape = (self.kv_heads, PIECE_BLOCKS, self.value_block_bytes)
+        return chunk[self.values_start :][: self.kv_heads * PIECE_BLOCKS * self.value_block_bytes].reshape(shape)
+
+    def unpack_keys(self, chunks: Sequence[Bytes], tokens: int) -> NDArray[np.float16]:
         """(kv_heads, tokens, key_length) of the first tokens of float16 keys."""
-        shape = (self.pieces, self.kv_heads, PIECE_BLOCKS, self.key_length, BLOCK_TOKENS)
-        blocks = keys.view(np.float16).reshape(shape).transpose(1, 0, 2, 4, 3)
-        return blocks.reshape(self.kv_heads, -1, self.key_length)[:, :tokens]
+        return np.concatenate([self._keys(chunk).transpose(0, 1, 3, 2) for chunk in chunks], axis=1).reshape(
+            self.kv_heads, -1, self.key_length
+        )[:, :tokens]
 
-    def unpack_values(self, values: NDArray[np.uint8], tokens: int) -> NDArray[np.float16]:
+    def unpack_values(self, chunks: Sequence[Bytes], tokens: int) -> NDArray[np.float16]:
         """(kv_heads, tokens, value_length) of the first tokens of float16 values."""
-        shape = (self.pieces, self.kv_heads, PIECE_BLOCKS, self.value_tiles, BLOCK_TOKENS, TILE_DIMS)
-        tiles = values.view(np.float16).reshape(shape).transpose(1, 0, 2, 4, 3, 5)
-        return tiles.reshape(self.kv_heads, -1, self.value_tiles * TILE_DIMS)[:, :tokens, : self.value_length]
+        return np.concatenate([self._values(chunk).transpose(0, 1, 3, 2, 4) for chunk in chunks], axis=1).reshape(
+            self.kv_heads, -1, self.value_tiles * TILE_DIMS
+        )[:, :tokens, : self.value_length]
 
-    def pack_keys(self, memory: NDArray[np.uint8], keys: NDArray[np.float16]) -> None:
+    def pack_keys(self, chunks: Sequence[Bytes], keys: NDArray[np.float16]) -> None:
         """Writes the keys of the first tokens, (kv_heads, tokens, key_length), where `unpack_keys` finds them."""
-        shape = (self.pieces, self.kv_heads, PIECE_BLOCKS, self.key_length, BLOCK_TOKENS)
-        blocks = memory.view(np.float16).reshape(shape)
         for first in range(0, keys.shape[1], BLOCK_TOKENS):
             piece, block = divmod(first // BLOCK_TOKENS, PIECE_BLOCKS)
             part = keys[:, first : first + BLOCK_TOKENS]
-            blocks[piece, :, block, :, : part.shape[1]] = part.transpose(0, 2, 1)
+            self._keys(chunks[piece])[:, block, :, : part.shape[1]] = part.transpose(0, 2, 1)
 
-    def pack_values(self, memory: NDArray[np.uint8], values: NDArray[np.float16]) -> None:
+    def pack_values(self, chunks: Sequence[Bytes], values: NDArray[np.float16]) -> None:
         """Writes the values of the first tokens, (kv_heads, tokens, value_length), where `unpack_values` finds them."""
-        shape = (self.pieces, self.kv_heads, PIECE_BLOCKS, self.value_tiles, BLOCK_TOKENS, TILE_DIMS)
-        tiles = memory.view(np.float16).reshape(shape)
         for first in range(0, values.shape[1], BLOCK_TOKENS):
             piece, block = divmod(first // BLOCK_TOKENS, PIECE_BLOCKS)
             part = values[:, first : first + BLOCK_TOKENS]
+            tiles = self._values(chunks[piece])
             for tile in range(self.value_tiles):
                 dims = part[..., tile * TILE_DIMS : (tile + 1) * TILE_DIMS]
-                tiles[piece, :, block, tile, : part.shape[1], : dims.shape[2]] = dims
+                tiles[:, block, tile, : part.shape[1], : dims.shape[2]] = dims
+
+    def _keys(self, chunk: Bytes) -> NDArray[np.float16]:
+        shape = (self.kv_heads, PIECE_BLOCKS, self.key_length, BLOCK_TOKENS)
+        return self.keys_of(chunk).view(np.float16).reshape(shape)
+
+    def _values(self, chunk: Bytes) -> NDArray[np.float16]:
+        shape = (self.kv_heads, PIECE_BLOCKS, self.value_tiles, BLOCK_TOKENS, TILE_DIMS)
+        return self.values_of(chunk).view(np.float16).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class KVMemory:
-    """Where keys and values of a layout lie, and the window of keys where it has one: addresses."""
+    """Where chunks of a layout lie, and the window of keys where it has one.
+
+    `table`: the address of int64 (pieces,), the addresses of chunks. `window`: the address of all keys in float16,
+    piece after piece.
+    """
 
     layout: KVLayout
-    keys: Field
-    values: Field
+    table: Field
     window: Field = 0
-
-    @property
-    def new_keys(self) -> Field:
-        """Where keys are put first."""
-        return self.window if self.layout.has_window else self.keys
 
 
 def can_rotate(length: int) -> bool:
     """Whether there is a Walsh-Hadamard matrix for heads of that length."""
     return length & (length - 1) == 0
+
+
+def pieces_of(total_tokens: int) -> int:
+    """Pieces that hold a context of that many tokens."""
+    return -(-total_tokens // PIECE_TOKENS)

@@ -1,7 +1,8 @@
 """Which types the layers of a sequence keep keys and values in, and which heads are turned before they are rounded.
 
-First and last layers are kept in 8 bits where less was asked for: models with biases on keys break there. Knows nothing
-about models but the number of their layers and the lengths of their heads.
+First and last layers are kept in 8 bits where less was asked for: models with biases on keys break there. A budget says
+how much of it a new token reads: the first two layers are read whole. Knows nothing about models but the number of
+their layers and the lengths of their heads.
 """
 
 from dataclasses import dataclass
@@ -13,29 +14,40 @@ from cpu_kernels.kv_types import BLOCK_TOKENS, KVType
 # the demo model without, with keys, with values, with both turned: q4_0 .107 .058 .058 .047; kivi4 .049 .043 .067 .077;
 # kivi2 .920 .769 .711 .669. A model whose keys have outlying channels (stories260K, heads of 8) loses 2.32 with keys in
 # q4_0 and 1.28 when they are turned, but .44 and 1.13 in kivi2: a scale a channel does better with such channels apart.
-TURNED_KEYS = frozenset({KVType.Q4_0})
+# There keys in q8_0 diverge by 1.77e-3 from float16, turned by 0.97e-3.
+TURNED_KEYS = frozenset({KVType.Q8_0, KVType.Q4_0})
 TURNED_VALUES = frozenset({KVType.Q4_0, KVType.KIVI2})
 EDGE_TYPE = KVType.Q8_0
+DENSE_LAYERS = 2  # that are read whole: what they look at is spread out (Quest, arXiv:2406.10774)
+LEAST_BUDGET_TOKENS = 4 * BLOCK_TOKENS
 HELD_WINDOW_BLOCKS = 2  # of a window, between two steps: the newest tokens' own, and one for drafts that are taken back
 
 
 @dataclass(frozen=True, slots=True)
 class KVPolicy:
-    """The types asked for; `keeps_edges`: first and last layer have at least 8 bits."""
+    """The types asked for; `keeps_edges`: first and last layer have at least 8 bits; `budget_tokens`: how many tokens
+    of a KV head a new one chooses to read, None for all; with their neighbors at most twice as many are read.
+    """
 
     key: KVType = KVType.F16
     value: KVType = KVType.F16
     keeps_edges: bool = True
+    budget_tokens: int | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether all is float16."""
-        return self.key is KVType.F16 and self.value is KVType.F16
+        """Whether all is float16, and is read."""
+        return self.key is KVType.F16 and self.value is KVType.F16 and self.budget_tokens is None
 
     @property
     def name(self) -> str:
         """Says all that the kept bits depend on."""
-        return f"{self.key}/{self.value}{'' if self.keeps_edges else ' in every layer'}"
+        budget = "" if self.budget_tokens is None else f", budget {self.budget_tokens}"
+        return f"{self.key}/{self.value}{'' if self.keeps_edges else ' in every layer'}{budget}"
+
+    def is_chosen_from(self, layer: int) -> bool:
+        """Whether a layer is not read whole."""
+        return self.budget_tokens is not None and layer >= DENSE_LAYERS
 
     def of_layer(self, layer: int, layers: int) -> tuple[KVType, KVType]:
         """The types of one of `layers` layers' keys and values."""

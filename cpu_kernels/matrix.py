@@ -1,9 +1,11 @@
 """Where a matrix of float32 activations lies. Knows nothing else; the memory is the caller's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cpu_kernels.program import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,29 @@ class Matrix:
     def stride_bytes(self) -> int:
         """Bytes from row to row."""
         return 4 * self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class LaterMatrix:
+    """A `Matrix` whose address is told before each run."""
+
+    address: Parameter
+    columns: int
+    stride: int
+
+    def slice(self, start: int, columns: int) -> "LaterMatrix":
+        """Some of the columns; ValueError for columns that are not there."""
+        if start < 0 or start + columns > self.columns:
+            raise ValueError(f"columns {start} to {start + columns} of {self.columns}")
+        return LaterMatrix(replace(self.address, offset=self.address.offset + 4 * start), columns, self.stride)
+
+    @property
+    def stride_bytes(self) -> int:
+        """Bytes from row to row."""
+        return 4 * self.stride
+
+
+AnyMatrix = Matrix | LaterMatrix
 
 
 def require_columns(name: str, wanted: int, *matrices: Matrix) -> None:

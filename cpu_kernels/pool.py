@@ -16,7 +16,7 @@ from cpu_kernels import interpreter
 from cpu_kernels.cores import performance_cpus
 from cpu_kernels.interpreter import Control
 from cpu_kernels.program import LINE_BYTES, Program, aligned_int64
-from cpu_kernels.waiting import Setting, waiting_settings
+from cpu_kernels.waiting import BARRIER_SPIN_S, Setting, waiting_settings
 
 MAX_THREADS = 1024
 
@@ -33,10 +33,18 @@ class OperationError(ValueError):
 class Pool:
     """A context manager; `run` may be called from any thread, one run goes at a time."""
 
-    def __init__(self, threads: int, *, futex: bool = True, cpus: frozenset[int] | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        futex: bool = True,
+        cpus: frozenset[int] | None = None,
+        spin_s: float = BARRIER_SPIN_S,
+    ) -> None:
         """`futex=False` makes idle workers wait on Python's conditions, as they do where there are no futexes.
 
-        `cpus`: where to run; None for the performance cores where cores differ, else anywhere.
+        `cpus`: where to run; None for the performance cores where cores differ, else anywhere. `spin_s`: how long
+        threads that wait in a run spin before they sleep.
         ValueError for fewer than 1 or more than 1024 threads.
         """
         if not 1 <= threads <= MAX_THREADS:
@@ -44,7 +52,7 @@ class Pool:
         self.threads = threads
         self._cpus = performance_cpus() if cpus is None else cpus
         self._lock = threading.Lock()
-        self._shared = _Shared(threads, futex)
+        self._shared = _Shared(threads, futex, spin_s)
         self._workers = [
             threading.Thread(target=_work, args=(self._shared, index, self._cpus), name=f"strata-{index}", daemon=True)
             for index in range(1, threads)
@@ -97,10 +105,11 @@ class Pool:
 class _Shared:
     """What the pool and its workers share; does not refer to the pool, so that a forgotten pool is closed."""
 
-    def __init__(self, threads: int, futex: bool) -> None:
+    def __init__(self, threads: int, futex: bool, spin_s: float) -> None:
         self.block = aligned_int64((Control.SLOTS + LINE_BYTES * threads) // 8)
         self.address = self.block.ctypes.data
         settings = waiting_settings(futex=futex)
+        settings[Setting.SPIN // 8] = max(1, int(settings[Setting.SPIN // 8] * (spin_s / BARRIER_SPIN_S)))
         self.block[Control.SETTINGS // 8 :][: len(settings)] = settings
         self.block[Control.THREADS // 8] = threads
         self.block[Control.FIRST_NUMBER // 8] = 1

@@ -9,7 +9,7 @@ Invariants: no fast-math flags, so that a sum has one order; integers wrap; `>>`
 addresses are int64 and loads need no alignment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,6 +187,18 @@ class Kernel:
         self.ir.position_at_end(after)
 
     @contextmanager
+    def repeat(self, goes_on: Callable[[], Value]) -> Iterator[None]:
+        """A loop that runs as long as what `goes_on` builds holds, asked before every turn."""
+        head, body, after = (self.function.append_basic_block(part) for part in ("head", "body", "after"))
+        self.ir.branch(head)
+        self.ir.position_at_end(head)
+        self.ir.cbranch(goes_on().ir, body, after)
+        self.ir.position_at_end(body)
+        yield
+        self.ir.branch(head)
+        self.ir.position_at_end(after)
+
+    @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """A branch taken if a boolean holds."""
         body, after = self.function.append_basic_block("then"), self.function.append_basic_block("endif")
@@ -288,6 +300,20 @@ class Kernel:
                 return self._sdot(total, weights, activations)
             case Dot.PORTABLE:
                 return self._portable_dot(total, weights, activations, signed=True)
+
+    def dot_words(self, total: Value, left: Value, right: Value) -> Value:
+        """total + two products in each int32 lane of signed words; on x86 one wide instruction, exact."""
+        match self.isa.dot:
+            case Dot.VPDPBUSD:
+                kind = total.type
+                packed = (left.bitcast(kind), right.bitcast(kind))
+                return self.intrinsic(f"llvm.x86.avx512.vpdpwssd.{32 * kind.count}", kind, total, *packed)
+            case Dot.PMADDUBSW:
+                return total + self.intrinsic("llvm.x86.avx2.pmadd.wd", self.ints, left, right)
+            case _:
+                products = left.extend(I32, signed=True) * right.extend(I32, signed=True)
+                count = products.type.count
+                return total + products.shuffle(range(0, count, 2)) + products.shuffle(range(1, count, 2))
 
     def _add_pairs(self, words: Value) -> Value:
         return self.intrinsic("llvm.x86.avx2.pmadd.wd", self.ints, words, self.constant(self.words, 1))

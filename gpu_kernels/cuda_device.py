@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu_kernels.device import CostOf, Event, check_copy
+from gpu_kernels.device import Copy, CostOf, Event, Launch, Work, check_copy
 from gpu_kernels.host_calls import HostLauncher, host_launcher
 
 log = logging.getLogger("strata.gpu")
@@ -44,6 +44,7 @@ class CudaStream:
         self.name = name
         self.stream = stream
         self._call_host = call_host
+        self._pool: Any = None  # memory that this stream's graphs share: one runs at a time
 
     def launch(self, call: Callable[[], None], cost: CostOf, name: str = "") -> None:
         """Calls it now, with this as torch's stream: what it does on the GPU happens in the stream's order."""
@@ -72,6 +73,42 @@ class CudaStream:
         """Calls the C function on the driver's thread, which all streams share."""
         self._call_host(self.stream.cuda_stream, address, argument)
 
+    def prepare(self, work: Sequence[Work]) -> Callable[[], None]:
+        """Gives one after the other."""
+
+        def give() -> None:
+            for each in work:
+                if isinstance(each, Launch):
+                    self.launch(each.call, each.cost, each.name)
+                elif isinstance(each, Copy):
+                    self.copy(each.target, each.source)
+                else:
+                    self.call_host(each.address, each.argument)
+
+        return give
+
+    @property
+    def can_capture(self) -> bool:
+        """Always: where a graph cannot be made, `capture` tells."""
+        return True
+
+    def capture(self, give: Callable[[], None]) -> Callable[[], None]:
+        """As a CUDA graph. Its kernels, copies and host calls have the arguments of now, and memory of its own.
+
+        Other threads may use the GPU meanwhile. Source: CUDA programming guide, stream capture.
+        """
+        graph = _cuda().CUDAGraph()
+        if self._pool is None:
+            self._pool = _cuda().graph_pool_handle()
+        with _cuda().graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            give()
+
+        def replay() -> None:
+            with _cuda().stream(self.stream):
+                graph.replay()
+
+        return replay
+
     def synchronize(self) -> None:
         """Returns when all has been done; raises torch's error where the GPU failed."""
         self.stream.synchronize()
@@ -81,6 +118,7 @@ class CudaDevice:
     """A GPU; see `gpu_kernels.device.GpuDevice`."""
 
     is_simulated = False
+    host_cpus = None
 
     def __init__(self, index: int = 0, *, limit_bytes: int | None = None) -> None:
         """Uses at most `limit_bytes` of its memory. NotImplementedError where torch or the driver cannot."""

@@ -27,6 +27,34 @@ class Cost:
 CostOf = Cost | Callable[[], Cost]  # what is only known then is asked for when the work's turn comes
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What `Stream.launch` is given."""
+
+    call: Callable[[], None]
+    cost: CostOf
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What `Stream.copy` is given."""
+
+    target: "torch.Tensor"
+    source: "torch.Tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class CallHost:
+    """What `Stream.call_host` is given."""
+
+    address: int
+    argument: int
+
+
+Work = Launch | Copy | CallHost
+
+
 class Event(Protocol):
     """A point in a stream's work."""
 
@@ -82,6 +110,22 @@ class Stream(Protocol):
         """
         ...
 
+    def prepare(self, work: Sequence[Work]) -> Callable[[], None]:
+        """What gives all of it to the stream, in order, every time that it is called: for work that is repeated."""
+        ...
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether work that is repeated can be made one piece, which costs the host less."""
+        ...
+
+    def capture(self, give: Callable[[], None]) -> Callable[[], None]:
+        """What gives all that `give` gives the stream, as one piece, every time that it is called; nothing is done now.
+
+        `give` must have been called before. NotImplementedError where the stream cannot; RuntimeError where it fails.
+        """
+        ...
+
     def synchronize(self) -> None:
         """Returns when all has been done; raises, once, the first error of what was launched."""
         ...
@@ -108,6 +152,11 @@ class GpuDevice(Protocol):
     @property
     def compute_capability(self) -> tuple[int, int] | None:
         """Of NVIDIA's GPUs."""
+        ...
+
+    @property
+    def host_cpus(self) -> frozenset[int] | None:
+        """The CPUs on which the host's part of the work is beside the device's; None: on all."""
         ...
 
     @property

@@ -1,21 +1,25 @@
 """Which kernel multiplies how many columns, by quant type: a table, measured on the GPU or taken from its generation.
 
 Ways: "few" (decodes in registers, float32 sums, 1 to 4 columns at a time), "many" (decodes in registers, matrix units),
-"decoded" (decodes to float16 in memory, then torch's product), "torch" (types without a Triton kernel). A table can be
+"decoded" (decodes to float16 in memory, then torch's product), "torch" (types without a Triton kernel). The way of a
+step of up to `STEP_COLUMNS` columns is one, however many there are: it decides the last bits of a sum. A table can be
 asked for what it chose and why. Knows nothing about models.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata, util
 
 from gpu_kernels.decoding import DECODINGS
 from gpu_kernels.kernels import Kernels
-from gpu_kernels.tiles import GpuTraits, power_of_two
+from gpu_kernels.product_shape import ProductShape
+from gpu_kernels.tiles import STEP_COLUMNS, GpuTraits, power_of_two
 
 WAYS = ("few", "many", "decoded", "torch")
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # columns; a count is served by the next bucket
+BUCKETS = (STEP_COLUMNS, 64, 128, 256, 512)  # columns; a count is served by the next bucket
+STEP_SAMPLES = {1: 1.0, 8: 0.25}  # what of a step is timed, and its weight: a pass of 8 drafts yields about four tokens
 _LOG = logging.getLogger("strata.gpu")
 
 
@@ -30,15 +34,15 @@ class Dispatch:
         """How a product of `tokens` columns is computed."""
         if quant_type not in DECODINGS:
             return "torch"
-        bucket = min(power_of_two(tokens), BUCKETS[-1])
+        bucket = min(max(power_of_two(tokens), BUCKETS[0]), BUCKETS[-1])
         known = self.measured.get((quant_type, bucket))
         return known if known is not None else self._by_generation(bucket)
 
     def _by_generation(self, bucket: int) -> str:
         """Without matrix units in Triton's reach, torch's product with them wins earlier."""
-        if bucket <= 4:
+        if bucket <= STEP_COLUMNS:
             return "few"
-        return "many" if bucket <= (64 if self.gpu.has_matrix_units else 16) else "decoded"
+        return "many" if bucket <= 64 and self.gpu.has_matrix_units else "decoded"
 
     def describe(self, quant_type: str) -> str:
         """One line: the way of every bucket, and where it comes from."""
@@ -47,28 +51,46 @@ class Dispatch:
         return f"{quant_type} ({source}) {ways}"
 
 
-def measured_dispatch(
-    gpu: GpuTraits,
-    quant_types: Sequence[str],
-    seconds: Callable[[str, int, str], float],
-    buckets: Sequence[int] = BUCKETS,
-) -> Dispatch:
-    """A table from measurements: `seconds(quant_type, columns, way)` of a product of the usual size, by any clock.
+def weightiest(shapes: Iterable[ProductShape]) -> list[ProductShape]:
+    """For every type with a kernel the shape that most of its weights have."""
+    weights: Counter[ProductShape] = Counter()
+    for shape in shapes:
+        weights[shape] += shape.rows * shape.columns
+    found: dict[str, ProductShape] = {}
+    for shape, _ in weights.most_common():
+        if shape.quant_type in DECODINGS:
+            found.setdefault(shape.quant_type, shape)
+    return list(found.values())
 
-    "few" is not tried for many columns, nor "many" for one.
+
+def measured_ways(
+    shapes: Iterable[ProductShape], seconds: Callable[[ProductShape, int, str], float], known: Mapping[str, str]
+) -> dict[str, str]:
+    """The quickest way of every shape and bucket, by `ProductShape.key`; what is `known` is not measured again.
+
+    `seconds(shape, columns, way)` of a product, by any clock. "few" is for steps alone, "decoded" for prompts.
     """
-    table = {}
-    for quant_type in quant_types:
-        if quant_type not in DECODINGS:
-            continue
-        for bucket in buckets:
-            ways = [way for way in ("few", "many", "decoded") if _is_sensible(way, bucket)]
-            table[quant_type, bucket] = min(ways, key=lambda way: seconds(quant_type, bucket, way))
+    ways = {}
+    for shape in shapes:
+        for bucket in BUCKETS:
+            is_step = bucket <= STEP_COLUMNS
+            key, samples = shape.key(bucket), STEP_SAMPLES if is_step else {bucket: 1.0}
+
+            def cost(way: str, shape: ProductShape = shape, samples: Mapping[int, float] = samples) -> float:
+                return sum(weight * seconds(shape, count, way) for count, weight in samples.items())
+
+            ways[key] = (
+                known[key] if key in known else min(("few", "many") if is_step else ("many", "decoded"), key=cost)
+            )
+    return ways
+
+
+def dispatch_of(gpu: GpuTraits, shapes: Iterable[ProductShape], ways: Mapping[str, str]) -> Dispatch:
+    """The table of `measured_ways`; ValueError for a way that there is not."""
+    table = {(shape.quant_type, bucket): ways[shape.key(bucket)] for shape in shapes for bucket in BUCKETS}
+    if unknown := set(table.values()) - set(WAYS):
+        raise ValueError(f"no ways of products: {', '.join(sorted(unknown))}")
     return Dispatch(gpu, table)
-
-
-def _is_sensible(way: str, bucket: int) -> bool:
-    return {"few": bucket <= 32, "many": bucket >= 2, "decoded": bucket >= 16}[way]
 
 
 def why_no_triton() -> str | None:
@@ -81,10 +103,18 @@ def why_no_triton() -> str | None:
     return None
 
 
-def kernels_for(torch_device: str, *, is_simulated: bool = False, quant_types: Sequence[str] = ()) -> Kernels:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What products to choose ways for by measurement, and what is known: `ways` by `ProductShape.key`, added to."""
+
+    shapes: Sequence[ProductShape]
+    ways: dict[str, str]
+
+
+def kernels_for(torch_device: str, *, is_simulated: bool = False, measured: Measured | None = None) -> Kernels:
     """The kernels for a torch device: Triton's on NVIDIA GPUs, else torch's, logged with the reason.
 
-    Products with `quant_types` are timed to choose their ways (some seconds each, the first time, for compilation).
+    With `measured` products whose ways are not known are timed (some seconds each, the first time, for compilation).
     """
     from gpu_kernels.torch_kernels import TorchKernels  # noqa: PLC0415  torch takes seconds to import
 
@@ -96,20 +126,33 @@ def kernels_for(torch_device: str, *, is_simulated: bool = False, quant_types: S
         return TorchKernels()
     from gpu_kernels.triton_kernels import TritonKernels  # noqa: PLC0415  as above
 
-    if not quant_types:
+    if measured is None:
         return TritonKernels.on(torch_device)
-    return TritonKernels(_measured_on(torch_device, quant_types))
+    return TritonKernels(_measured_on(torch_device, measured))
 
 
-def _measured_on(torch_device: str, quant_types: Sequence[str]) -> Dispatch:
+def _measured_on(torch_device: str, measured: Measured) -> Dispatch:
     import torch  # noqa: PLC0415  as above
 
     from gpu_kernels.product_times import ProductTimes  # noqa: PLC0415  as above
     from gpu_kernels.triton_kernels import traits_of  # noqa: PLC0415  as above
 
-    gpu = traits_of(torch_device)
+    gpu, shapes = traits_of(torch_device), weightiest(measured.shapes)
     times = ProductTimes(torch.device(torch_device), gpu)
-    dispatch = measured_dispatch(gpu, quant_types, times.seconds)
-    for name in quant_types:
-        _LOG.info("GPU products: %s", dispatch.describe(name))
+
+    def seconds(shape: ProductShape, columns: int, way: str) -> float:
+        times.rows, times.columns = shape.rows, shape.columns
+        return times.seconds(shape.quant_type, columns, way)
+
+    try:
+        measured.ways.update(measured_ways(shapes, seconds, measured.ways))
+    except torch.OutOfMemoryError as error:
+        _LOG.warning("GPU products are not measured, as there is too little memory: %s", error)
+        return Dispatch(gpu)
+    finally:
+        times.forget()
+        torch.cuda.empty_cache()
+    dispatch = dispatch_of(gpu, shapes, measured.ways)
+    for shape in shapes:
+        _LOG.info("GPU products: %s", dispatch.describe(shape.quant_type))
     return dispatch

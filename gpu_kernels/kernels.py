@@ -2,8 +2,9 @@
 
 Activations are float32 or float16 tensors on the device, rows after rows; the numbers of a row lie side by side, rows
 may be further apart (a slice of columns). Everything is written into tensors that the caller gives. Nothing waits for
-the device and no shape depends on numbers that lie there, so calls can be queued before their inputs exist. Shapes that
-do not fit give ValueError, types TypeError. Knows nothing about models, streams or costs.
+the device and no shape depends on numbers that lie there, so calls can be queued before their inputs exist. In steps of
+up to `tiles.STEP_COLUMNS` tokens what a token gets is the same to the bit whatever tokens are beside it. Shapes that do
+not fit give ValueError, types TypeError. Knows nothing about models, streams or costs.
 """
 
 from typing import Protocol

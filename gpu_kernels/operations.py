@@ -171,8 +171,8 @@ def matmul_cost(w: GpuMatrix, tokens: int) -> Cost:
 
 def segments_cost(w: GpuMatrix, segments: torch.Tensor) -> Cost:
     """Of the experts and pairs in the segments, which are read."""
-    pairs = segments[:, 2]
-    return expert_matmul_cost(w, int((pairs > 0).sum()), int(pairs.clamp(min=0).sum()))
+    pairs = [count for count in segments[:, 2].tolist() if count > 0]
+    return expert_matmul_cost(w, len(pairs), sum(pairs))
 
 
 def expert_matmul_cost(w: GpuMatrix, experts: int, pairs: int) -> Cost:

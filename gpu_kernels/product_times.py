@@ -27,7 +27,7 @@ class ProductTimes:
     rows: int = 4096
     columns: int = 4096
     working_bytes: int = 256 << 20
-    _matrices: dict[str, list[GpuMatrix]] = field(default_factory=dict)
+    _matrices: dict[tuple[str, int, int], list[GpuMatrix]] = field(default_factory=dict)
 
     def seconds(self, quant_type: str, tokens: int, way: str) -> float:
         """Of one product of `tokens` columns, the median of some runs."""
@@ -57,12 +57,13 @@ class ProductTimes:
         self._matrices.clear()
 
     def _of(self, quant_type: str) -> list[GpuMatrix]:
-        if quant_type not in self._matrices:
+        key = quant_type, self.rows, self.columns
+        if key not in self._matrices:
             self._matrices.clear()
             first = self._random(quant_type)
             count = max(2, -(-self.working_bytes // first.num_bytes))
-            self._matrices[quant_type] = [first, *(self._random(quant_type) for _ in range(count - 1))]
-        return self._matrices[quant_type]
+            self._matrices[key] = [first, *(self._random(quant_type) for _ in range(count - 1))]
+        return self._matrices[key]
 
     def _random(self, quant_type: str) -> GpuMatrix:
         """Codes of any value under small scales: what is multiplied does not matter, infinities might."""

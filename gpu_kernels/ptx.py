@@ -4,6 +4,7 @@
 their tiles; tensors may lie on the CPU. Knows nothing about single kernels.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Compiled:
 
     ptx: str
     shared_bytes: int  # of one program
+    sums: tuple[str, ...]  # for every kind of sum over a dimension, the tensor's shape and layout: they fix its order
 
 
 @contextmanager
@@ -97,7 +99,15 @@ def compile_ptx(launch: Launch, capability: int) -> Compiled:
                 attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    return Compiled(str(compiled.asm["ptx"]), int(compiled.metadata.shared))
+    return Compiled(str(compiled.asm["ptx"]), int(compiled.metadata.shared), _sums(str(compiled.asm["ttgir"])))
+
+
+def _sums(text: str) -> tuple[str, ...]:
+    """Of Triton's intermediate code for GPUs: reductions, with names of layouts replaced by what they stand for."""
+    layouts = dict(re.findall(r"^(#\w+) = (.*)$", text, re.MULTILINE))
+    found = re.findall(r"tt\.reduce\".*?axis = (\d+).*?\}\) : \((tensor<.*?>)\) ->", text, re.DOTALL)
+    kinds = {(axis, re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), kind)) for axis, kind in found}
+    return tuple(sorted(f"{axis} {kind}" for axis, kind in kinds))
 
 
 def _type_of(value: object) -> str:

@@ -3,9 +3,14 @@
 The same calls as for a real one (`gpu_kernels.device`), so that plans, caches, overlap and faults can be tried
 anywhere. Tensors that `empty` made are the GPU's memory; every other tensor is the host's, and copies between the two
 take the link. Kernels of all streams share the GPU, copies of all streams share the link, each direction its own.
+
+The streams' threads have a CPU of their own where there are two or more, so that the simulated GPU computes beside the
+CPU and not instead of it: who is woken by a thread would else take that thread's place.
 """
 
 import math
+import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -20,6 +25,7 @@ from gpu_kernels.simulated_spec import SimulatedSpec
 from gpu_kernels.simulated_stream import SimulatedStream
 
 GRAIN_BYTES = 512  # as torch's allocator of CUDA memory counts
+SWITCH_S = 1e-4  # after which a thread that plays the GPU gets Python's lock; 5 ms as a rule
 _LINE_BYTES = 64
 
 
@@ -38,10 +44,13 @@ class SimulatedDevice:
         self._streams: list[SimulatedStream] = []
         self._lock = threading.Lock()
         self.host_lock = threading.Lock()
-        self._used_bytes = 0
+        self._used_bytes = self.peak_bytes = 0
         self._owned: set[int] = set()  # addresses of its memory
         self._gone: deque[tuple[int, int]] = deque()  # address and bytes of memory that nobody uses any more
-        self._torch_threads = torch.get_num_threads()
+        self._torch_threads, self._switch_s = torch.get_num_threads(), sys.getswitchinterval()
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._own_cpus = frozenset(cpus[-1:]) if len(cpus) > 1 else None
+        self.host_cpus = frozenset(cpus[:-1]) or None
 
     @property
     def name(self) -> str:
@@ -72,6 +81,7 @@ class SimulatedDevice:
             if counted > self.total_bytes - self._used_bytes:
                 raise self._full(counted)
             self._used_bytes += counted
+            self.peak_bytes = max(self.peak_bytes, self._used_bytes)
             self._owned.add(address)
         weakref.finalize(memory, self._gone.append, (address, counted)).atexit = False
         storage = torch.from_numpy(memory[start : start + num_bytes]).untyped_storage()
@@ -111,6 +121,7 @@ class SimulatedDevice:
             stream.end_close()
         if streams:
             torch.set_num_threads(self._torch_threads)
+            sys.setswitchinterval(self._switch_s)
 
     def kernel_lane(self, cost: Cost) -> tuple[Lane, float]:
         """The GPU, and how long a kernel of this cost takes."""
@@ -128,7 +139,10 @@ class SimulatedDevice:
 
     def begin_thread(self) -> None:
         """A stream's thread has one core: the others are the CPU's part of the work."""
+        if self._own_cpus is not None:
+            os.sched_setaffinity(0, self._own_cpus)
         torch.set_num_threads(1)
+        sys.setswitchinterval(SWITCH_S)
         sleep_precisely()
 
     def _owns(self, tensor: torch.Tensor) -> bool:

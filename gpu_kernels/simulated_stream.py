@@ -9,11 +9,11 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
-from gpu_kernels.device import Cost, CostOf, Event, check_copy
+from gpu_kernels.device import CallHost, Copy, Cost, CostOf, Event, Launch, Work, check_copy
 from gpu_kernels.simulated_lanes import Lane, sleep_until
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ log = logging.getLogger("strata.gpu")
 CLOSE_S = 10.0  # a host function that still waits after so long is left alone
 AHEAD_S = 1e-3  # of the modelled clock that a stream may be
 
+_Part = Callable[[float], object]  # of a stream's work: called with the moment at which it was given
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -84,7 +85,7 @@ class SimulatedStream:
     def __init__(self, name: str, machine: Machine) -> None:
         self.name = name
         self._machine = machine
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[_Part, float] | None] = SimpleQueue()
         self._ready_s = 0.0  # when what was done so far ends by the modelled clock
         self._error: BaseException | None = None
         self._closing = False
@@ -93,17 +94,11 @@ class SimulatedStream:
 
     def launch(self, call: Callable[[], None], cost: CostOf, name: str = "") -> None:
         """Calls it in the stream's thread; asks there for a cost that is a function."""
-
-        def find_lane() -> tuple[Lane, float]:
-            return self._machine.kernel_lane(cost if isinstance(cost, Cost) else cost())
-
-        self._give(lambda given_s: self._do(call, name, find_lane, given_s))
+        self._give(self._launching(Launch(call, cost, name)))
 
     def copy(self, target: "torch.Tensor", source: "torch.Tensor") -> None:
         """Copies in the stream's thread; ValueError where shapes or types differ."""
-        check_copy(target, source)
-        lane = self._machine.copy_lane(target, source)
-        self._give(lambda given_s: self._do(lambda: target.copy_(source), "copy", lambda: lane, given_s))
+        self._give(self._copying(Copy(target, source)))
 
     def record(self) -> SimulatedEvent:
         """The point after everything given so far."""
@@ -119,8 +114,26 @@ class SimulatedStream:
 
     def call_host(self, address: int, argument: int) -> None:
         """Calls the C function in the stream's thread, without Python's lock."""
-        function = _HostFunction(address)
-        self._give(lambda given_s: self._call(function, argument, given_s))
+        self._give(self._calling(CallHost(address, argument)))
+
+    def prepare(self, work: Sequence[Work]) -> Callable[[], None]:
+        """One thing to give: what is found out here is not found out again, and no thread waits for another's lock."""
+        parts = [self._part(each) for each in work]
+
+        def do(given_s: float) -> None:
+            for part in parts:
+                part(given_s)
+
+        return lambda: self._give(do)
+
+    @property
+    def can_capture(self) -> bool:
+        """Never: `prepare` leaves nothing to win."""
+        return False
+
+    def capture(self, give: Callable[[], None]) -> Callable[[], None]:
+        """NotImplementedError."""
+        raise NotImplementedError("a simulated GPU has no graphs")
 
     def synchronize(self) -> None:
         """Returns when all has been done; raises the first error once."""
@@ -144,32 +157,54 @@ class SimulatedStream:
         if self._thread.is_alive():
             log.warning("a host function on stream %s of the simulated GPU does not return: left alone", self.name)
 
-    def _give(self, work: Callable[[float], object]) -> None:
+    def _give(self, work: _Part) -> None:
         if self._closing:
             raise ValueError(f"stream {self.name} was closed")
-        given_s = time.perf_counter()
-        self._work.put(lambda: (work(given_s), None)[1])
+        self._work.put((work, time.perf_counter()))
 
     def _run(self) -> None:
         """The thread's life."""
         self._machine.begin_thread()
-        while (work := self._work.get()) is not None:
-            work()
+        while (given := self._work.get()) is not None:
+            work, given_s = given
+            work(given_s)
+
+    def _part(self, work: Work) -> _Part:
+        if isinstance(work, Launch):
+            return self._launching(work)
+        return self._copying(work) if isinstance(work, Copy) else self._calling(work)
+
+    def _launching(self, launch: Launch) -> _Part:
+        call, cost, name, machine = launch.call, launch.cost, launch.name, self._machine
+        if isinstance(cost, Cost):
+            lane, takes_s = machine.kernel_lane(cost)
+            return lambda given_s: self._do(call, name, lane, lambda: takes_s, given_s)
+        lane, _ = machine.kernel_lane(Cost())
+        return lambda given_s: self._do(call, name, lane, lambda: machine.kernel_lane(cost())[1], given_s)
+
+    def _copying(self, copy: Copy) -> _Part:
+        target, source = copy.target, copy.source
+        check_copy(target, source)
+        lane, takes_s = self._machine.copy_lane(target, source)
+        return lambda given_s: self._do(lambda: target.copy_(source), "copy", lane, lambda: takes_s, given_s)
+
+    def _calling(self, call: CallHost) -> _Part:
+        function, argument = _HostFunction(call.address), call.argument
+        return lambda given_s: self._call(function, argument, given_s)
 
     def _do(
-        self, call: Callable[[], object], name: str, find_lane: Callable[[], tuple[Lane, float]], given_s: float
+        self, call: Callable[[], object], name: str, lane: Lane, takes_s: Callable[[], float], given_s: float
     ) -> None:
         if self._closing or self._error is not None:
             return
         start = time.perf_counter()
         try:
-            lane, takes_s = find_lane()
-            self._ready_s = lane.take(name, max(self._ready_s, given_s), takes_s)
+            self._ready_s = lane.take(name, max(self._ready_s, given_s), takes_s())
             call()
-            lane.worked(time.perf_counter() - start)
         except BaseException as error:  # noqa: BLE001 - raised again by `synchronize`
             self._error = error
         end = time.perf_counter()
+        lane.worked(end - start)
         if self._ready_s - end > AHEAD_S:
             time.sleep(self._ready_s - end - AHEAD_S)
 

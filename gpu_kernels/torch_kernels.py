@@ -1,7 +1,8 @@
 """Every operation of `Kernels` with torch alone, on any device: the fallback, the simulated GPU's, and the reference.
 
-Products decode some rows of weights at a time to float32; results are float32 rounded to the type of `out`. On the CPU
-a call happens when its inputs exist, so small tables are read there; elsewhere nothing waits for the device.
+Results are float32 rounded to the type of `out`, and for every token the same to the bit whatever tokens are computed
+beside it; on the CPU with one thread. There a call happens when its inputs exist, so small tables are read; elsewhere
+nothing waits for the device once a shape was seen.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +13,12 @@ from torch.nn import functional
 
 from gpu_kernels import checks, torch_attention
 from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
-from gpu_kernels.dequantize import dequantize, dequantize_planes
 from gpu_kernels.kernels import SMALLEST_WEIGHT_SUM
 from gpu_kernels.matrix import GpuMatrix
+from gpu_kernels.row_sums import applied, normed, row_sums
+from gpu_kernels.torch_products import product
 
-_WEIGHTS_AT_ONCE = 1 << 24  # decoded by a product: 64 MiB
-_PAIRS_AT_ONCE = 64  # of an expert product whose segments are known on the device alone
+_FEW_PAIRS = 64  # of an expert product whose segments are known on the device alone
 
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
@@ -45,14 +46,10 @@ class TorchKernels:
     ) -> None:
         """See `Kernels.matmul`."""
         checks.check_matmul(x, w, out, bias)
-        step = max(1, _WEIGHTS_AT_ONCE // w.columns)
-        for first in range(0, w.rows, step):
-            count = min(step, w.rows - first)
-            target = out[:, first : first + count]
-            product = _product(x, w.rows_from(first, count)) * scale
-            if bias is not None:
-                product = product + bias[first : first + count]
-            target.copy_(target + product if adds else product)
+        result = product(x, w) * scale
+        if bias is not None:
+            result = result + bias
+        out.copy_(out + result if adds else result)
 
     def expert_matmul(
         self,
@@ -67,7 +64,7 @@ class TorchKernels:
         checks.check_expert_matmul(x, w, segments, out, scales)
         if x.device.type == "cpu":
             _experts_one_by_one(x, w, segments, out, scales)
-        elif x.shape[0] <= _PAIRS_AT_ONCE:
+        elif x.shape[0] <= _FEW_PAIRS:
             _experts_pair_by_pair(x, w, segments, out, scales)
         else:
             _experts_of_all_pairs(x, w, segments, out, scales)
@@ -86,18 +83,18 @@ class TorchKernels:
         token_of_pair: torch.Tensor,
         count: torch.Tensor,
     ) -> None:
-        """See `Kernels.scatter_add_weighted`. Off the CPU a product with a sparse matrix: atomics would vary."""
+        """See `Kernels.scatter_add_weighted`. Accumulating `index_put_` sorts stably: atomics would vary."""
         checks.check_scatter(out, y, weights, token_of_pair, count)
+        total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
         if out.device.type == "cpu":
             pairs = int(count)
             terms = y[:pairs].float() * weights[:pairs, None]
-            total = torch.zeros(out.shape).index_add_(0, token_of_pair[:pairs].long(), terms)
-            out.add_(total)
-            return
-        counted = torch.arange(y.shape[0], device=y.device) < count
-        tokens = torch.arange(out.shape[0], device=y.device)
-        shares = torch.where(counted & (token_of_pair == tokens[:, None]), weights, 0.0)  # (tokens, pairs)
-        out.add_(shares @ torch.where(counted[:, None], y.float(), 0.0))
+            total.index_add_(0, token_of_pair[:pairs].long(), terms)
+        else:
+            counted = torch.arange(y.shape[0], device=y.device) < count
+            terms = torch.where(counted[:, None], y.float() * weights[:, None], 0.0)
+            total.index_put_((torch.where(counted, token_of_pair, 0).long(),), terms, accumulate=True)
+        out.add_(total)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *, eps: float, heads: int = 1) -> None:
         """See `Kernels.rms_norm`."""
@@ -129,17 +126,17 @@ class TorchKernels:
     def add_gated(self, out: torch.Tensor, x: torch.Tensor, gate: torch.Tensor) -> None:
         """See `Kernels.add_gated`."""
         checks.check_gated(out, x, gate)
-        out.add_(x.float() * torch.sigmoid(gate.float()))
+        out.add_(x.float() * applied(torch.sigmoid, gate.float()))
 
     def gate(self, gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor, *, activation: str) -> None:
         """See `Kernels.gate`."""
         checks.check_gate(gate, up, out, activation)
-        out.copy_(_ACTIVATIONS[activation](gate.float()) * up.float())
+        out.copy_(applied(_ACTIVATIONS[activation], gate.float()) * up.float())
 
     def softcap(self, x: torch.Tensor, *, cap: float) -> None:
         """See `Kernels.softcap`."""
         checks.check_rows("softcap", x=x)
-        x.copy_(torch.tanh(x.float() / cap) * cap)
+        x.copy_(applied(torch.tanh, x.float() / cap) * cap)
 
     def scale_bias(self, x: torch.Tensor, *, scale: float = 1.0, bias: torch.Tensor | None = None) -> None:
         """See `Kernels.scale_bias`."""
@@ -169,7 +166,7 @@ class TorchKernels:
         for x, norm in ((queries, query_norm), (keys, key_norm)):
             parts = x.view(tokens, -1, length).float()
             if norm is not None:
-                parts = functional.rms_norm(parts, (length,), norm, eps)
+                parts = normed(parts, norm, eps)
             turned.append(torch_attention.rotate(parts, positions, rotation))
         queries.copy_(turned[0].flatten(1))
         new_values = values.view(tokens, cache.kv_heads, -1).float()
@@ -197,9 +194,10 @@ class TorchKernels:
         checks.check_chosen("route", logits, weights, ids)
         used = ids.shape[1]
         chosen = torch.sort(logits.float(), dim=-1, descending=True, stable=True).indices[:, :used]
-        shares = torch.softmax(logits.double(), dim=-1).gather(1, chosen).float()
+        powers = applied(torch.exp, logits.double() - logits.double().amax(-1, keepdim=True))
+        shares = (powers.gather(1, chosen) / row_sums(powers)).float()
         if norm:
-            shares = shares / shares.sum(-1, keepdim=True).clamp_min(SMALLEST_WEIGHT_SUM)
+            shares = shares / row_sums(shares).clamp_min(SMALLEST_WEIGHT_SUM)
         finite = torch.isfinite(logits).all(-1, keepdim=True)
         ids.copy_(chosen)
         weights.copy_(torch.where(finite, shares * scale, torch.nan))
@@ -212,14 +210,9 @@ class TorchKernels:
         ids.copy_(ordered.indices[:, : ids.shape[1]])
 
 
-def _product(x: torch.Tensor, w: GpuMatrix) -> torch.Tensor:
-    """x (n, columns) @ w^T in float32."""
-    return x.float() @ dequantize(w).T
-
-
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float, heads: int) -> torch.Tensor:
     parts = x.view(x.shape[0], heads, -1).float()
-    return functional.rms_norm(parts, (parts.shape[-1],), weight, eps).flatten(1)
+    return normed(parts, weight, eps).flatten(1)
 
 
 def _experts_one_by_one(
@@ -228,32 +221,20 @@ def _experts_one_by_one(
     """Segments are read: for the CPU."""
     for slot, first, pairs, expert in segments.tolist():
         if pairs:
-            product = _product(x[first : first + pairs], w.slot(slot))
-            out[first : first + pairs] = product if scales is None else product * scales[expert]
-
-
-def _segment_of_pair(pairs: int, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every pair the segment that it is in, and whether there is one, (pairs,) each."""
-    pair = torch.arange(pairs, device=segments.device)[:, None]
-    inside = (pair >= segments[:, 1]) & (pair < segments[:, 1] + segments[:, 2])
-    return inside.int().argmax(1), inside.any(1)
+            result = product(x[first : first + pairs], w.slot(slot))
+            out[first : first + pairs] = result if scales is None else result * scales[expert]
 
 
 def _experts_pair_by_pair(
     x: torch.Tensor, w: GpuMatrix, segments: torch.Tensor, out: torch.Tensor, scales: torch.Tensor | None
 ) -> None:
-    """The weights of every pair's expert are gathered: for few pairs."""
-    segment, inside = _segment_of_pair(x.shape[0], segments)
-    slots = segments[segment, 0]
-    step = max(1, _WEIGHTS_AT_ONCE // (w.rows * w.columns))
-    for first in range(0, x.shape[0], step):
-        part = slice(first, first + step)
-        planes = tuple(plane[slots[part]] for plane in w.planes)
-        weights = dequantize_planes(w.quant_type, planes)  # (step, rows, columns)
-        product = (weights @ x[part].float()[:, :, None])[:, :, 0]
-        if scales is not None:
-            product = product * scales[segments[segment[part], 3]][:, None]
-        out[part] = torch.where(inside[part, None], product.to(out.dtype), out[part])
+    """Every pair meets its own expert: for few pairs."""
+    pair = torch.arange(x.shape[0], device=x.device)[:, None]
+    inside = (pair >= segments[:, 1]) & (pair < segments[:, 1] + segments[:, 2])  # (pairs, segments)
+    own = segments[inside.int().argmax(1)]
+    for number in range(x.shape[0]):
+        result = _product_of(x[number : number + 1], w, own[number], scales)
+        out[number] = torch.where(inside[number].any(), result[0].to(out.dtype), out[number])
 
 
 def _experts_of_all_pairs(
@@ -261,10 +242,14 @@ def _experts_of_all_pairs(
 ) -> None:
     """Every segment's expert meets all pairs, and keeps its own: for many pairs."""
     pair = torch.arange(x.shape[0], device=x.device)
-    for slot, first, pairs, expert in (row.unbind(0) for row in segments):
-        planes = tuple(plane.index_select(0, slot.reshape(1))[0] for plane in w.planes)
-        product = _product(x, GpuMatrix(w.quant_type, w.rows, w.columns, planes))
-        if scales is not None:
-            product = product * scales[expert]
-        inside = (pair >= first) & (pair < first + pairs)
-        out.copy_(torch.where(inside[:, None], product.to(out.dtype), out))
+    for segment in segments:
+        inside = (pair >= segment[1]) & (pair < segment[1] + segment[2])
+        result = _product_of(x, w, segment, scales)
+        out.copy_(torch.where(inside[:, None], result.to(out.dtype), out))
+
+
+def _product_of(x: torch.Tensor, w: GpuMatrix, segment: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """x times the expert of a segment, which is not read: float32."""
+    planes = tuple(plane.index_select(0, segment[:1])[0] for plane in w.planes)
+    result = product(x, GpuMatrix(w.quant_type, w.rows, w.columns, planes))
+    return result if scales is None else result * scales.index_select(0, segment[3:])

@@ -3,9 +3,11 @@
 import torch
 
 from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
-from gpu_kernels.tiles import GpuTraits, attention_tile, power_of_two
+from gpu_kernels.tiles import SPLIT_TOKENS, GpuTraits, attention_tile, power_of_two
 from gpu_kernels.triton_attention import attention_kernel, merge_splits_kernel
 from gpu_kernels.triton_heads import heads_kernel
+
+_MERGED = 16  # parts at a time
 
 
 def attend(
@@ -26,10 +28,9 @@ def attend(
     heads = queries.shape[1] // cache.key_length
     group = heads // cache.kv_heads
     capacity = lanes.table.shape[1] * cache.block_tokens
-    most = capacity if window is None else min(capacity, window + each)
     longest = max(cache.key_length, cache.value_length)
     is_float32 = is_exact or not gpu.has_matrix_units
-    tile = attention_tile(each * group, lanes.count * cache.kv_heads, most, longest, gpu, is_float32=is_float32)
+    tile = attention_tile(group, each, capacity, longest, is_float32=is_float32)
     is_split = tile.splits > 1
     parts = sums = out
     if is_split:
@@ -53,6 +54,7 @@ def attend(
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         IS_SPLIT=is_split,
+        SPLIT=SPLIT_TOKENS,
         IS_EXACT=is_float32,
         num_warps=tile.warps,
         enable_fp_fusion=True,
@@ -62,7 +64,7 @@ def attend(
             *(parts, sums, out, tile.splits, tokens, heads, out.stride(0)),
             VALUE=cache.value_length,
             E=padded_value,
-            S=power_of_two(tile.splits),
+            S=_MERGED,
             enable_fp_fusion=True,
         )
 

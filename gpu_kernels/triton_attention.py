@@ -4,8 +4,9 @@
 
 Online softmax (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). A program serves a tile of
 rows of one KV head, a row being one query head of one token, and a run of the lane's context; where that is shared by
-several programs (`splits`), `merge_splits_kernel` joins their parts. Lengths and block tables are read on the device.
-Memory behind a lane's length may hold anything. Knows nothing about models.
+several programs (`splits`), `merge_splits_kernel` joins their parts. Runs begin at fixed places, and what a row may not
+see leaves its sums as they are to the bit, so that they do not depend on the other rows. Lengths and block tables are
+read on the device. Memory behind a lane's length may hold anything. Knows nothing about models.
 """
 
 import triton
@@ -22,7 +23,7 @@ def _load_tile(cache, scales, place, there, dim, LENGTH: tl.constexpr, kv_heads,
     return numbers, factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_each"])
 def attention_kernel(
     queries,
     keys,
@@ -54,12 +55,14 @@ def attention_kernel(
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr,
     IS_EXACT: tl.constexpr,
 ):
     """Programs (row tiles, lanes * kv_heads, splits). M rows meet N tokens at a time.
 
     Products are of float16 numbers with float32 sums; with IS_EXACT of float32. Split: writes the weighted values to
-    parts (splits, tokens, heads, VALUE) and the logarithms of the sums of weights to sums (splits, tokens, heads).
+    parts (splits, tokens, heads, VALUE), where a program has any of the context, and the logarithms of the sums of
+    weights, else -inf, to sums (splits, tokens, heads).
     """
     lane = tl.program_id(1) // kv_heads
     kv_head = tl.program_id(1) % kv_heads
@@ -82,9 +85,8 @@ def attention_kernel(
     if HAS_WINDOW:
         start = tl.maximum(length - tokens_each + tl.program_id(0) * M // GROUP - window + 1, 0) // N * N
     if IS_SPLIT:
-        each = tl.cdiv(tl.cdiv(last - start, tl.num_programs(2)), N) * N
-        start += tl.program_id(2) * each
-        last = tl.minimum(last, start + each)
+        start = tl.maximum(start, tl.program_id(2) * SPLIT)
+        last = tl.minimum(last, (tl.program_id(2) + 1) * SPLIT)
 
     greatest = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
@@ -123,7 +125,11 @@ def attention_kernel(
     kept = is_row[:, None] & (value_dim < VALUE)[None, :]
     if IS_SPLIT:
         part = (tl.program_id(2) * (tl.num_programs(1) // kv_heads) * tokens_each + row) * heads + head
-        tl.store(parts + part[:, None] * VALUE + value_dim[None, :], mixed, mask=kept)
+        tl.store(
+            parts + part[:, None] * VALUE + value_dim[None, :],
+            mixed,
+            mask=kept & (tl.zeros_like(index) + start < last)[:, None],
+        )
         logarithm = greatest + tl.log(tl.where(total > 0, total, 1.0))  # -inf where nothing was seen
         tl.store(sums + part, logarithm, mask=is_row)
     else:
@@ -131,18 +137,28 @@ def attention_kernel(
         tl.store(target, mixed.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "tokens"])
 def merge_splits_kernel(
     parts, sums, out, splits, tokens, heads, out_stride, VALUE: tl.constexpr, E: tl.constexpr, S: tl.constexpr
 ):
-    """out = the parts weighted by their shares of the whole sum. Programs (tokens, heads); S: at least `splits`."""
+    """out = the parts weighted by their shares of the whole sum, S at a time. Programs (tokens, heads)."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    split, dim = tl.arange(0, S), tl.arange(0, E)
-    place = (split * tokens + token) * heads + head
-    sum_of = tl.load(sums + place, mask=split < splits, other=-float("inf"))
-    share = tl.exp(sum_of - tl.max(sum_of, axis=0))
-    share = share / tl.sum(share, axis=0)
-    seen = (split < splits)[:, None] & (dim < VALUE)[None, :]
-    mixed = tl.load(parts + place[:, None] * VALUE + dim[None, :], mask=seen, other=0.0)
-    result = tl.sum(mixed * share[:, None], axis=0)
+    dim = tl.arange(0, E)
+    greatest = -float("inf")
+    total = 0.0
+    mixed = tl.zeros((E,), tl.float32)
+    for first in range(0, splits, S):
+        split = first + tl.arange(0, S)
+        place = (split * tokens + token) * heads + head
+        sum_of = tl.load(sums + place, mask=split < splits, other=-float("inf"))
+        peak = tl.maximum(greatest, tl.max(sum_of, axis=0))
+        safe = tl.where(peak == -float("inf"), 0.0, peak)
+        share = tl.exp(sum_of - safe)
+        shrink = tl.exp(greatest - safe)
+        total = total * shrink + tl.sum(share, axis=0)
+        seen = (sum_of > -float("inf"))[:, None] & (dim < VALUE)[None, :]
+        part = tl.load(parts + place[:, None] * VALUE + dim[None, :], mask=seen, other=0.0)
+        mixed = mixed * shrink + tl.sum(part * share[:, None], axis=0)
+        greatest = peak
+    result = mixed / total
     tl.store(out + token * out_stride + head * VALUE + dim, result.to(out.dtype.element_ty), mask=dim < VALUE)

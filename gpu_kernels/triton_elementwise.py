@@ -137,7 +137,7 @@ def scatter_kernel(
 ):
     """out[t] += sum of weights[p] * y[p] over the token's pairs. Programs (tokens, blocks of columns).
 
-    Pairs are looked at PAIRS at a time, and summed in an order that depends on nothing but their places.
+    Pairs are looked at PAIRS at a time, and a token's added one by one: whatever lies between them changes no bit.
     """
     token = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -147,11 +147,12 @@ def scatter_kernel(
     for start in range(0, pairs, PAIRS):
         pair = start + tl.arange(0, PAIRS)
         is_own = (pair < pairs) & (tl.load(token_of_pair + pair, mask=pair < pairs, other=-1) == token)
-        if tl.max(is_own.to(tl.int32), axis=0) > 0:
-            place = (pair.to(tl.int64) * y_stride)[:, None] + column[None, :]
-            terms = tl.load(y + place, mask=is_own[:, None] & there[None, :], other=0.0).to(tl.float32)
-            share = tl.load(weights + pair, mask=is_own, other=0.0)
-            total += tl.sum(terms * share[:, None], axis=0)
+        left = tl.sum(is_own.to(tl.int32), axis=0)
+        for _ in range(0, left):
+            own = tl.min(tl.where(is_own, pair, pairs), axis=0)
+            terms = tl.load(y + own.to(tl.int64) * y_stride + column, mask=there, other=0.0).to(tl.float32)
+            total += terms * tl.load(weights + own)
+            is_own = is_own & (pair != own)
     target = out + token.to(tl.int64) * out_stride + column
     before = tl.load(target, mask=there, other=0.0).to(tl.float32)
     tl.store(target, (before + total).to(out.dtype.element_ty), mask=there)

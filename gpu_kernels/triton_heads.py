@@ -64,7 +64,7 @@ def _turned(
     return low * c - high * s, low * s + high * c, other, first, second, rest, is_pair, is_rest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_each"])
 def heads_kernel(
     queries,
     keys,

@@ -1,7 +1,9 @@
 """Every operation of `Kernels` with Triton kernels on an NVIDIA GPU; torch where `Dispatch` says so.
 
 Torch computes products with types that no kernel decodes, and `topk`, which is a sort of long rows. All else is
-Triton's. Knows nothing about models. Importing this imports Triton.
+Triton's. In steps of up to `STEP_COLUMNS` tokens, and `STEP_PAIRS` pairs with experts, a token's results are the same
+to the bit whatever tokens are beside it; prompts in longer parts are summed otherwise, so that their keys and values
+end differently in their last bits. Knows nothing about models. Importing this imports Triton.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
 from gpu_kernels.dispatch import Dispatch
 from gpu_kernels.kernels import SMALLEST_WEIGHT_SUM
 from gpu_kernels.matrix import GpuMatrix
-from gpu_kernels.tiles import GpuTraits, ceil_div, power_of_two
+from gpu_kernels.tiles import STEP_PAIRS, GpuTraits, ceil_div, power_of_two
 from gpu_kernels.torch_kernels import TorchKernels
 from gpu_kernels.triton_elementwise import (
     add_norm_kernel,
@@ -28,7 +30,6 @@ from gpu_kernels.triton_matmul import Product
 _BLOCK = 1024
 _SCATTER_PAIRS = 32
 _SCATTER_BLOCK = 128
-_FEW_PAIRS = 64  # of all experts together: most have one or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class TritonKernels:
             self._torch.expert_matmul(x, w, segments, out, scales=scales)
             return
         product = Product(x, w, out, self.dispatch.gpu, self.is_exact, segments=segments, scales=scales)
-        if pairs <= _FEW_PAIRS:
+        if pairs <= STEP_PAIRS:  # most experts have one or two
             product.few(1 if pairs <= segments.shape[0] else 2)
         else:
             product.many(ceil_div(pairs, segments.shape[0]))

@@ -59,7 +59,7 @@ class Product:
             HAS_BIAS=self.bias is not None,
             ADDS=self.adds,
             num_warps=tile.warps,
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )
 
     def many(self, columns: int | None = None) -> None:

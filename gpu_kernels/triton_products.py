@@ -33,7 +33,7 @@ def _segment(segments, tokens, codes, high, scales, scale, shift, strides, IS_EX
     return first, count, expert, codes, high, scales, scale, shift
 
 
-@triton.jit(do_not_specialize=["groups", "step"])
+@triton.jit(do_not_specialize=["tokens", "groups", "step"])
 def few_columns_kernel(
     x,
     out,
@@ -69,6 +69,7 @@ def few_columns_kernel(
     """Programs (row tiles, segments): R rows times N columns at a time, summed in float32 within a group, then scaled.
 
     Every stored number is read once for N columns, 16 neighbouring bytes a thread, whose sum stays in the thread.
+    It is compiled without fused multiply-adds: which of them a compiler makes could depend on N, and sums must not.
     `step` is 1, which the compiler must not know: see `group_scales`.
     """
     first, count, expert, codes, high, scales, scale, shift = _segment(
@@ -113,7 +114,7 @@ def few_columns_kernel(
             tl.store(target, result.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def many_columns_kernel(
     x,
     x_factors,

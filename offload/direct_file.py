@@ -22,8 +22,7 @@ class DirectFile:
         """OSError where the file system cannot; FlashError if another file has taken the path."""
         self.source = source
         self._descriptor = os.open(source.path, os.O_RDONLY | os.O_DIRECT)
-        opened = os.fstat(self._descriptor)
-        if (opened.st_dev, opened.st_ino, opened.st_size, opened.st_mtime_ns) != source.identity:
+        if source.identity_of(self._descriptor) != source.identity:
             self.close()
             raise FlashError(f"{source.path}: the file was replaced while in use", hint="start again")
         try:

@@ -42,5 +42,17 @@ class FlashError(StrataError):
     """Reading or writing files of weights, KV or journals failed."""
 
 
+class SequenceError(StrataError):
+    """One sequence cannot go on as it is; the others can.
+
+    `kv`: its cache, of which the first `kept_tokens` tokens are as they were; what follows can be computed again.
+    """
+
+    def __init__(self, message: str, *, kv: object, kept_tokens: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.kv = kv
+        self.kept_tokens = kept_tokens
+
+
 class RequestError(StrataError):
     """A request that cannot be served: bad parameters, a prompt longer than the context, a broken template."""

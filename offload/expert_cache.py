@@ -9,6 +9,8 @@ computes or how its bytes are laid out. Invariants: what is in a slot is whole o
 of a layer are never lacking because of reads ahead of time.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,9 @@ from offload.prefetch_gate import PrefetchGate, PrefetchMode
 from offload.residents import Residents
 
 LOADS_AHEAD = 2  # at least: one is read while another one waits to be
+
+Elsewhere = Callable[[int], NDArray[np.bool_]]
+"""(layer): (experts,) those that another device computes from memory of its own."""
 
 
 class ExpertCache(Closing):
@@ -48,6 +53,7 @@ class ExpertCache(Closing):
         self._residents = Residents(slots, self._policy)
         self._loads = ExpertLoads(slots, self._residents, bundles, reader, self._memory)
         self._foresight = Foresight()
+        self._elsewhere: Elsewhere | None = None
         self._misses = self._read_ahead = 0
 
     @property
@@ -114,6 +120,10 @@ class ExpertCache(Closing):
                 slots = residents.take(len(chosen), current, 1)
                 self._foresight.begun(layer, self._loads.begin(layer, chosen.tolist(), slots, Priority.PREFETCH))
 
+    def leave_out(self, elsewhere: Elsewhere) -> None:
+        """From now on does not read ahead of time what `elsewhere` tells."""
+        self._elsewhere = elsewhere
+
     def set_prefetch(self, mode: PrefetchMode) -> None:
         """Says anew when experts are guessed."""
         self.gate = PrefetchGate(mode)
@@ -155,7 +165,7 @@ class ExpertCache(Closing):
         layers, experts = self.slots.layers, self.slots.experts
         for step in range(1, layers):
             following = (current + step) % layers
-            absent = self._residents.absent(following)
+            absent = self._absent(following)
             if not len(absent):
                 continue
             room = min(self._residents.spare(current, step), max(experts, LOADS_AHEAD) - self._residents.num_arriving)
@@ -164,3 +174,8 @@ class ExpertCache(Closing):
             chosen = absent[:room].tolist()
             self._read_ahead += len(chosen)
             self._loads.begin(following, chosen, self._residents.take(len(chosen), current, step), Priority.AHEAD)
+
+    def _absent(self, layer: int) -> NDArray[np.int64]:
+        """Experts of a layer without a slot that may need one."""
+        absent = self._residents.absent(layer)
+        return absent if self._elsewhere is None else absent[~self._elsewhere(layer)[absent]]

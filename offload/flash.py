@@ -60,12 +60,17 @@ Failed = Callable[[StrataError], None]
 
 @dataclass(eq=False, slots=True)
 class Read:
-    """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not."""
+    """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not.
+
+    `into`: memory for the bytes in place of the reading thread's own, whole blocks that begin on a page; the extent
+    must begin with a block.
+    """
 
     priority: Priority
     extent: Extent
     consume: Consume
     failed: Failed
+    into: NDArray[np.uint8] | None = None
     started_s: float = 0.0  # 0: not yet
     given_up: bool = False
     over: bool = False  # done, failed or cancelled
@@ -201,7 +206,8 @@ class FlashReader(Closing):
         while (read := self._next()) is not None:
             error: StrataError | None = None
             try:
-                data = self._fill(view, array, read.extent)
+                place = (view, array) if read.into is None else (read.into.data, read.into)
+                data = self._fill(*place, read.extent)
                 if self._not_given_up(read):
                     read.consume(data)
             except StrataError as failure:

@@ -55,11 +55,15 @@ positional_read: PositionalRead = default_positional_read()
 
 
 class ByteSource:
-    """A regular file open for reading; may be read from several threads at once."""
+    """A regular file open for reading; may be read from several threads at once.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    `changes`: this process writes to it meanwhile, so that its size and time tell nothing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, changes: bool = False) -> None:
         """Opens `path`; FlashError if that fails, ModelFormatError if it is not a regular file."""
         self.path = Path(path)
+        self._changes = changes
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):  # asked before opening: a FIFO would block
                 raise ModelFormatError(f"{self.path}: is not a regular file", hint="give the path of a .gguf file")
@@ -73,9 +77,18 @@ class ByteSource:
         self._identity = self._current_identity()
         self.size: int = self._identity[2]
 
-    def _current_identity(self) -> tuple[int, int, int, int]:
-        status = os.fstat(self._descriptor)
+    def identity_of(self, descriptor: int) -> tuple[int, int, int, int]:
+        """(device, inode, size, modification time in ns) of an open file, the last two only where they must not change.
+
+        Equal to `identity` for this file.
+        """
+        status = os.fstat(descriptor)
+        if self._changes:
+            return status.st_dev, status.st_ino, 0, 0
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _current_identity(self) -> tuple[int, int, int, int]:
+        return self.identity_of(self._descriptor)
 
     def close(self) -> None:
         """Gives the descriptor back; reading afterwards is an error. May be called twice."""

@@ -12,7 +12,7 @@ import ctypes
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,11 @@ from gpu_kernels.device import GpuDevice
 from gpu_kernels.matrix import GpuMatrix
 from offload.cache_counts import CacheCounts
 from offload.closing import Closing
+from offload.countdown import Countdown
 from offload.errors import StrataError
 from offload.flash import FlashReader, Priority
 from offload.gpu_expert_load import GpuExpertLoad
-from offload.gpu_stacks import make_stacks
+from offload.gpu_stacks import ExpertStacks, make_stacks
 from offload.policies import PolicyName, Uses, make_policy
 from offload.raw_experts import RawExperts
 from offload.transfer import TransferEngine
@@ -32,7 +33,9 @@ from offload.transfer import TransferEngine
 log = logging.getLogger("strata.experts")
 
 FETCHES = 2  # experts on their way for later steps at a time
-MARGIN = 0.1  # by how much of a resident's value an expert must be worth more to take its place
+# By how much of a resident's value an expert must be worth more to take its place. The policy remembers about 185
+# tokens: their uses of an expert that every eighth of them uses differ by a fifth by chance alone.
+MARGIN = 0.3
 
 _HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -63,7 +66,7 @@ class GpuSlots(Closing):
         `load` brings all experts of `resident` layers and then of `seeds` what there are slots for. ValueError for
         fewer slots than the residents need; torch.OutOfMemoryError where the device has no room.
         """
-        self._source, self._reader, self._engine = source, reader, engine
+        self._source, self._reader, self._engine, self._device = source, reader, engine, device
         self._resident = resident
         self._tables = np.full((layers, experts), -1, np.int32)
         shapes = {layer: source.matrices(layer) for layer in range(layers) if source.matrices(layer)}
@@ -74,6 +77,7 @@ class GpuSlots(Closing):
         self._uses = Uses.none(layers, experts)
         self._policy = make_policy(policy, self._uses)
         self._arriving: dict[Key, GpuExpertLoad] = {}
+        self._chosen: list[tuple[Key, int]] = []  # to be fetched, and where to
         self._missed: dict[Key, None] = {}  # since the last `settle`, in order
         self._brought: list[GpuExpertLoad] = []
         self._lock = threading.Lock()
@@ -108,21 +112,55 @@ class GpuSlots(Closing):
         table: NDArray[np.int32] = self._tables[layer]
         return table
 
+    @property
+    def brought(self) -> int:
+        """Places that all stacks have for experts of one step."""
+        return min((stacks.brought for stacks in self._all_stacks), default=0)
+
     def brought_from(self, layer: int) -> int:
         """The first place for experts that are brought for one step."""
         return self._stacks[layer].places
 
     def load(self) -> None:
         """Brings the residents and seeds; returns when they are there, raises why one is not."""
-        loads = {key: self._begin(key, self._stacks[key[0]].free.pop(), Priority.AHEAD) for key in self._wanted}
+        loads = self._bring_for_good(self._wanted)
         self._wanted = ()
-        self._arriving |= loads
         for key, load in loads.items():
             error = load.outcome()
             if error is not None:
                 raise error
             del self._arriving[key]
             self._tables[key] = load.place
+
+    def shrink(self) -> int:
+        """Between steps: gives up a quarter of the places, with the least valuable experts; returns bytes freed.
+
+        When there are none left, the places for experts of one step go; 0 where nothing is left, and stacks of resident
+        layers stay as they are. What is kept is brought again, since smaller stacks lie elsewhere: `stacks` and
+        `brought_from` are to be asked for anew. An expert that cannot be brought is logged and left out.
+        """
+        before, values = self.num_bytes, self._policy.values(len(self._tables) - 1)
+        self._chosen.clear()
+        for key in list(self._arriving):
+            self._land(key, self._arriving.pop(key))
+        kept: list[Key] = []
+        remaining = []
+        for stacks in self._all_stacks:
+            if self._resident.isdisjoint(stacks.layers):
+                wanted = [(layer, int(expert)) for layer in stacks.layers for expert in self._there(layer)]
+                self._tables[list(stacks.layers)] = -1
+                smaller = stacks.smaller(self._device)
+                if smaller is None:
+                    continue
+                kept += sorted(wanted, key=lambda key: -float(values[key]))[: smaller.places]
+                remaining.append(smaller)
+            else:
+                remaining.append(stacks)
+        self._all_stacks = tuple(remaining)
+        self._stacks = {layer: stacks for stacks in self._all_stacks for layer in stacks.layers}
+        for key in self._bring_for_good(kept):
+            self._land(key, self._arriving.pop(key))
+        return before - self.num_bytes
 
     def bring(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Begins to bring experts for one step, in the middle of it and from any thread; returns their places.
@@ -147,7 +185,7 @@ class GpuSlots(Closing):
         function = _HostFunction(address)
         with self._lock:
             loads = list(self._brought)
-        countdown = _Countdown(len(loads), lambda: function(argument))
+        countdown = Countdown(len(loads), lambda: function(argument))
         for load in loads:
             load.when_done(countdown.one_less)
 
@@ -173,21 +211,37 @@ class GpuSlots(Closing):
                 self._missed |= dict.fromkeys((layer, expert) for expert in missing.tolist())
 
     def settle(self) -> None:
-        """Between steps: what has arrived is there from now on; begins to fetch what is worth more than a resident."""
+        """`land` and `fetch` at once."""
+        self.land()
+        self.fetch()
+
+    def fetch(self) -> None:
+        """At any time, by one thread: begins to fetch what `land` has made place for."""
+        chosen, self._chosen = self._chosen, []
+        for key, place in chosen:
+            self._arriving[key] = self._begin(key, place, Priority.PREFETCH)
+
+    def land(self) -> None:
+        """Between steps: what has arrived is there from now on; what is worth more than a resident gets its place."""
         for key in [key for key, load in self._arriving.items() if load.is_done]:
             self._land(key, self._arriving.pop(key))
-        missed = [key for key in self._missed if self._tables[key] < 0 and key not in self._arriving]
+        coming = {*self._arriving, *(key for key, _ in self._chosen)}
+        missed = [key for key in self._missed if self._tables[key] < 0 and key not in coming]
         self._missed.clear()
-        if not missed or len(self._arriving) >= FETCHES:
+        if not missed or len(self._arriving) + len(self._chosen) >= FETCHES:
             return
         values = self._policy.values(len(self._tables) - 1)
+        full: set[ExpertStacks] = set()  # for what is worth less, too
         for key in sorted(missed, key=lambda key: -float(values[key])):
-            if len(self._arriving) >= FETCHES:
+            if len(self._arriving) + len(self._chosen) >= FETCHES:
                 return
-            place = self._freed_place(key, values)
-            if place is not None:
-                self._fetched += 1
-                self._arriving[key] = self._begin(key, place, Priority.PREFETCH)
+            stacks = self._stacks[key[0]]
+            place = None if stacks in full else self._freed_place(key, values)
+            if place is None:
+                full.add(stacks)
+                continue
+            self._fetched += 1
+            self._chosen.append((key, place))
 
     def close(self) -> None:
         """Ends the reads; may be called twice. Uploads that have begun are the engine's."""
@@ -204,6 +258,16 @@ class GpuSlots(Closing):
         if len(needed) > slots:
             raise ValueError(f"the {len(needed)} experts of resident layers need more than {slots} slots")
         return tuple(dict.fromkeys([*needed, *seeds]))[:slots]
+
+    def _there(self, layer: int) -> NDArray[np.intp]:
+        """Experts of a layer that have a place."""
+        return np.flatnonzero(self._tables[layer] >= 0)
+
+    def _bring_for_good(self, keys: Sequence[Key]) -> dict[Key, GpuExpertLoad]:
+        """Begins to bring experts into free places."""
+        loads = {key: self._begin(key, self._stacks[key[0]].free.pop(), Priority.AHEAD) for key in keys}
+        self._arriving |= loads
+        return loads
 
     def _begin(self, key: Key, place: int, priority: Priority) -> GpuExpertLoad:
         runs = self._source.runs(*key)
@@ -235,20 +299,3 @@ class GpuSlots(Closing):
         place = int(self._tables[victim])
         self._tables[victim] = -1
         return place
-
-
-class _Countdown:
-    """Calls something when it was told so often, at once for 0. From any thread."""
-
-    def __init__(self, count: int, call: Callable[[], None]) -> None:
-        self._count, self._call = count, call
-        self._lock = threading.Lock()
-        if not count:
-            call()
-
-    def one_less(self) -> None:
-        with self._lock:
-            self._count -= 1
-            is_last = self._count == 0
-        if is_last:
-            self._call()

@@ -3,11 +3,16 @@
 Knows nothing about files, nor about which expert is where.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from gpu_kernels.device import GpuDevice
 from gpu_kernels.matrix import GpuMatrix
 from offload.raw_experts import ExpertMatrix
+
+log = logging.getLogger("strata.experts")
 
 Matrices = tuple[ExpertMatrix, ...]
 
@@ -19,7 +24,7 @@ class ExpertStacks:
         self, layers: Sequence[int], matrices: Matrices, *, places: int, brought: int, device: GpuDevice
     ) -> None:
         """torch.OutOfMemoryError where the device has no room; NotImplementedError for a type that it cannot hold."""
-        self.layers = tuple(layers)
+        self.layers, self._kinds = tuple(layers), matrices
         self.places, self.brought = places, brought
         self.free = list(range(places - 1, -1, -1))
         self.matrices = tuple(
@@ -28,6 +33,22 @@ class ExpertStacks:
             )
             for matrix in matrices
         )
+
+    def smaller(self, device: GpuDevice) -> "ExpertStacks | None":
+        """Stacks in place of these, whose memory is freed first: a quarter fewer places, or if there were none without
+        those of one step. None where nothing is left, or the device has no room for what is.
+        """
+        for matrix in self.matrices:
+            for plane in matrix.planes:
+                device.free(plane)
+        places, brought = self.places * 3 // 4, self.brought if self.places else 0
+        if not places + brought:
+            return None
+        try:
+            return ExpertStacks(self.layers, self._kinds, places=places, brought=brought, device=device)
+        except torch.OutOfMemoryError as error:
+            log.warning("the GPU keeps no experts of layers %s: %s", ", ".join(map(str, self.layers)), str(error))
+            return None
 
     @property
     def num_bytes(self) -> int:

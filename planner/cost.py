@@ -14,6 +14,7 @@ from pathlib import Path
 from planner import streamed, unit_cost
 from planner.gpu_choice import is_simulated
 from planner.hybrid_hits import evened_slots, gpu_hits_key
+from planner.kv_spill import Spilling, spilled_seconds
 from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
@@ -62,12 +63,18 @@ class _Rates:
 
 
 def decode_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int, streaming: Streaming | None = None
+    shape: ModelShape,
+    profile: Profile,
+    settings: Settings,
+    kv_tokens: int,
+    streaming: Streaming | None = None,
+    spilling: Spilling | None = None,
 ) -> Mapping[Bottleneck, float]:
     """Seconds of one decode step behind `kv_tokens` tokens, by the resource that takes them; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_decode_seconds(shape, profile, settings, kv_tokens, streaming)
+        parts = _packed_decode_seconds(shape, profile, settings, kv_tokens, streaming)
+        return parts if spilling is None else spilled_seconds(shape, parts, spilling, kv_tokens)
     units = [unit for unit in shape.units if unit.kind is not UnitKind.EMBEDDING]
     products = FLOAT32_BYTES * sum(unit.active_weights for unit in units) / rates.matvec_bytes_per_s
     kv = KV_READS * shape.kv_bytes_per_token * kv_tokens / rates.read_bytes_per_s
@@ -82,12 +89,17 @@ def decode_seconds(
 
 
 def prefill_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int, streaming: Streaming | None = None
+    shape: ModelShape,
+    profile: Profile,
+    settings: Settings,
+    prompt_tokens: int,
+    streaming: Streaming | None = None,
+    spilling: Spilling | None = None,
 ) -> float:
     """Seconds until the logits behind a prompt of `prompt_tokens` tokens are there; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens, streaming)
+        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens, streaming, spilling)
     blocks = [unit for unit in shape.units if unit.layer is not None]
     ends = [unit for unit in shape.units if unit.layer is None]
     seconds = FIRST_STEP_S
@@ -120,7 +132,12 @@ def _packed_decode_seconds(
 
 
 def _packed_prefill_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, prompt_tokens: int, streaming: Streaming | None
+    shape: ModelShape,
+    profile: Profile,
+    settings: Settings,
+    prompt_tokens: int,
+    streaming: Streaming | None,
+    spilling: Spilling | None,
 ) -> float:
     """The same for a prompt, chunk by chunk."""
     seconds = PACKED_FIRST_STEP_S
@@ -129,6 +146,8 @@ def _packed_prefill_seconds(
         step = _packed_step_seconds(shape, profile, settings, tokens, start)
         if streaming is not None:
             step = sum(streamed.step_seconds(shape, step, streaming, settings, tokens).values())
+        if spilling is not None:
+            step = sum(spilled_seconds(shape, {Bottleneck.COMPUTE: step}, spilling, start + tokens).values())
         seconds += step
     return seconds
 
@@ -168,14 +187,15 @@ def predict(
     needs: Needs,
     prompt_tokens: int,
     streaming: Streaming | None = None,
+    spilling: Spilling | None = None,
 ) -> Prediction:
     """What a plan promises for a prompt of `prompt_tokens` and an answer of 128 tokens, corrected by earlier runs."""
     answer_tokens = min(ANSWER_TOKENS, max(settings.context_tokens - prompt_tokens, 0))
-    parts = decode_seconds(shape, profile, settings, prompt_tokens + answer_tokens // 2, streaming)
+    parts = decode_seconds(shape, profile, settings, prompt_tokens + answer_tokens // 2, streaming, spilling)
     bottleneck = max(parts, key=lambda part: parts[part])
     decode = profile.residual(correction_keys("decode", model, settings, bottleneck))
     prefill = profile.residual(correction_keys("prefill", model, settings, bottleneck))
-    ttft_s = prefill_seconds(shape, profile, settings, prompt_tokens, streaming) * prefill.factor
+    ttft_s = prefill_seconds(shape, profile, settings, prompt_tokens, streaming, spilling) * prefill.factor
     return Prediction(
         decode_tokens_per_s=1 / (sum(parts.values()) * decode.factor),
         prefill_tokens_per_s=prompt_tokens / ttft_s,
@@ -230,6 +250,8 @@ def correction_keys(phase: str, model: PlannedModel, settings: Settings, bottlen
     way = f"{phase}/{settings.loop}/{settings.weights_form.value}/{device}"
     if settings.stream_slots:
         way += "/streamed"
+    if settings.kv_ram_bytes is not None:
+        way += "/spilled"
     return f"{way}/{settings.threads} threads/{model.key}", f"{way}/{bottleneck.value}"
 
 

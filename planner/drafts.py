@@ -1,112 +1,108 @@
-"""What a draft model costs and brings beside a target: its RAM, its time a token, a pass over several, the gain.
+"""What drafts cost and bring beside a target: a pass over several tokens, a turn with its drafts, what was learned.
 
-Knows nothing about how drafts are made or accepted. A target's pass over n tokens is predicted as its decode step times
-the ratio that the CPU's kernels give for n columns against one; for experts with the union of those that n tokens use.
+Knows nothing about how drafts are made, or how a plan chooses one. A target's pass over n tokens is predicted as its
+decode step times the ratio of such passes: on the CPU by its kernels, with the union of the experts that n tokens use,
+from flash too; with a GPU by the simulated step.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
-from offload.tiers import Device
 from planner import unit_cost
-from planner.budget import Budget, format_size
-from planner.draft_depth import Costs, Depth, best_depth
+from planner.draft_depth import expected_tokens
+from planner.drive import streaming_here
+from planner.executed import hybrid_run, with_types
 from planner.machine_here import cpu_here
-from planner.memory import memory_needs
 from planner.model_shape import ModelShape, UnitKind
-from planner.plan import Plan, WeightsForm
-from planner.profile import Profile
+from planner.plan import Plan
+from planner.planned_draft import LearnedAcceptance
+from planner.profile import Profile, load_or_measure, save
+from planner.question import Here, Question
+from planner.simulate import step_seconds
+from planner.streamed import step_seconds as streamed_seconds
+from planner.ways import HYBRID
 
 EXPECTED_ACCEPTANCE = 0.6  # of a draft model whose acceptance was not measured yet
 MOST_DRAFTS = 16
-DRAFT_CONTEXT_TOKENS = 4096  # more of the sequence than that is seldom of use to a draft
-CHUNK_TOKENS = 256
 DEPTH_TOKENS = 256  # of context that a pass is predicted behind
+NEW_SHARE = 0.5  # of the newest run in what is learned
 
 
-@dataclass(frozen=True, slots=True)
-class DraftForecast:
-    """What a draft model promises: RAM, seconds a drafted token, drafts a pass and the speed against plain decoding."""
+def pass_ratios(question: Question, plan: Plan, most_tokens: int) -> list[float]:
+    """Time of a pass over 1, 2, ... `most_tokens` tokens, all with logits, over that of one token; never falling.
 
-    ram_bytes: int
-    draft_s: float
-    depth: Depth
-    gain: float
-    acceptance: float
-
-    def __str__(self) -> str:
-        taken = f"{format_size(self.ram_bytes)} of RAM, {1e3 * self.draft_s:.3g} ms a drafted token"
-        if not self.depth.drafts:
-            return f"not expected to pay at {self.acceptance:.0%} accepted; {taken}"
-        return (
-            f"{self.gain:.2f}x with {self.depth.drafts} at a time predicted at {self.acceptance:.0%} accepted; {taken}"
-        )
-
-
-def pass_ratios(shape: ModelShape, profile: Profile, threads: int, most_tokens: int) -> list[float]:
-    """Time of a pass over 1, 2, ... `most_tokens` tokens, all with logits, over that of one token; never falling."""
-    seconds = [_pass_seconds(shape, profile, threads, tokens) for tokens in range(1, most_tokens + 1)]
+    `plan` answers `question`, which is about this machine.
+    """
+    take = _pass_taker(question, plan)
+    seconds = [take(tokens) for tokens in range(1, most_tokens + 1)]
     ratios: list[float] = []
     for each in seconds:
         ratios.append(max(each / seconds[0], ratios[-1] if ratios else 1.0))
     return ratios
 
 
-def draft_bytes(shape: ModelShape, context_tokens: int) -> int:
-    """RAM that a draft model takes beside a target in the same process."""
-    nothing = Budget(0, 0, "", "")  # margins are the target's
-    ram = memory_needs(
-        shape, nothing, Device.CPU, WeightsForm.PACKED, context_tokens=context_tokens, chunk_tokens=CHUNK_TOKENS
-    ).ram
-    return ram.peak_bytes - ram.process_bytes
+def best_turn(
+    acceptance: float, draft_s: float, verify_s: Callable[[int], float], most: int, *, apart: bool
+) -> tuple[int, float]:
+    """Drafts a turn, and the tokens a second they promise; (0, plain decoding's) where none pay.
 
-
-def without(budget: Budget, ram_bytes: int) -> Budget:
-    """`budget` with so much RAM set aside."""
-    return replace(budget, ram_bytes=max(budget.ram_bytes - ram_bytes, 0))
-
-
-def left_over(plan: Plan, reserved_bytes: int = 0) -> Budget:
-    """What a plan leaves for a second model in the same process, whose share of the process is the first one's.
-
-    `reserved_bytes` of RAM were set aside for it before the plan was made.
+    `apart`: drafts are made on a device of their own, which goes on from its guess while the target verifies: where
+    all drafts and the guess are right, the next ones are there by then.
     """
-    ram, gpu = plan.needs.ram, plan.needs.gpu
-    return replace(
-        plan.budget,
-        ram_bytes=max(plan.budget.ram_bytes - ram.needed_bytes, 0) + reserved_bytes + ram.process_bytes,
-        gpu_bytes=max(plan.budget.gpu_bytes - gpu.needed_bytes, 0),
-        ram_margin_bytes=0,
-        gpu_margin_bytes=0,
-    )
+    best = 0, 1 / verify_s(1)
+    for drafts in range(1, most + 1):
+        drafting, verifying = drafts * draft_s, verify_s(drafts + 1)
+        if apart:
+            verifying = max(verifying, (drafts + 1) * draft_s)
+            drafting *= 1 - acceptance ** (drafts + 1)
+        rate = expected_tokens([acceptance] * drafts) / (drafting + verifying)
+        if rate > best[1]:
+            best = drafts, rate
+    return best
 
 
-def forecast(
-    plan: Plan,
-    target: ModelShape,
-    draft_plan: Plan,
-    draft: ModelShape,
-    profile: Profile,
-    *,
-    acceptance: float = EXPECTED_ACCEPTANCE,
-    most: int = MOST_DRAFTS,
-) -> DraftForecast:
-    """What drafts of `draft`, run by `draft_plan`, promise for `target`, run by `plan`."""
-    plain_s = 1 / plan.predicted.decode_tokens_per_s
-    draft_s = 1 / draft_plan.predicted.decode_tokens_per_s
-    ratios = pass_ratios(target, profile, plan.settings.threads, most + 1)
-    costs = Costs(draft_s, 0.0, lambda tokens: plain_s * ratios[tokens - 1], plain_s)
-    depth = best_depth([acceptance] * most, costs)
-    ram = draft_bytes(draft, draft_plan.settings.context_tokens)
-    return DraftForecast(ram, draft_s, depth, depth.tokens_per_s * plain_s, acceptance)
+def learned_acceptance(profile: Profile, target: str, draft: str) -> LearnedAcceptance | None:
+    """What earlier runs told of a draft for a target, both named by what the profile keeps models under."""
+    return profile.acceptances.get(_key(target, draft))
 
 
-def gain_at(ratios: Sequence[float], draft_share: float, acceptance: float, most: int = MOST_DRAFTS) -> Depth:
-    """The best depth in units of a plain token's time; `draft_share`: of it, for a drafted token."""
-    return best_depth([acceptance] * most, Costs(draft_share, 0.0, lambda tokens: ratios[tokens - 1], 1.0))
+def record_acceptance(target: str, draft: str, rate: float) -> Profile:
+    """Keep how often a draft was right in a run, the newest run weighing half; ValueError for no share."""
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"an acceptance of {rate}")
+    profile = load_or_measure()
+    old = profile.acceptances.get(_key(target, draft), LearnedAcceptance(rate, 0))
+    new = LearnedAcceptance(old.rate + NEW_SHARE * (rate - old.rate), old.runs + 1)
+    profile = replace(profile, acceptances={**profile.acceptances, _key(target, draft): new})
+    save(profile)
+    return profile
 
 
-def _pass_seconds(shape: ModelShape, profile: Profile, threads: int, tokens: int) -> float:
+def _key(target: str, draft: str) -> str:
+    return f"{target}|{draft}"
+
+
+def _pass_taker(question: Question, plan: Plan) -> Callable[[int], float]:
+    """From a number of tokens to the seconds of a pass over them."""
+    shape, settings = question.shape, plan.settings
+    assert isinstance(question.place, Here), "drafts are planned for this machine"
+    profile = with_types(question.place.profile, shape, settings.weights_form)
+    if settings.loop == HYBRID:
+        here = replace(question, place=replace(question.place, profile=profile), budget=plan.budget)
+        run = hybrid_run(here, settings, plan.placements)
+        return lambda tokens: step_seconds(*run.step(tokens=tokens, depth=DEPTH_TOKENS))
+    streaming = streaming_here(shape, profile, question.model, settings)
+    if streaming is None:
+        return lambda tokens: _cpu_seconds(shape, profile, settings.threads, tokens)
+
+    def taken(tokens: int) -> float:
+        computing = _cpu_seconds(shape, profile, settings.threads, tokens)
+        return sum(streamed_seconds(shape, computing, streaming, settings, tokens).values())
+
+    return taken
+
+
+def _cpu_seconds(shape: ModelShape, profile: Profile, threads: int, tokens: int) -> float:
     """A pass of packed weights on the CPU behind some context, logits of every token."""
     cpu, seconds = cpu_here(profile), 0.0
     for unit in shape.units:

@@ -4,18 +4,19 @@ Everything in RAM, packed for the CPU's kernels, or that but for experts or laye
 parts of it there. Knows nothing about machines that are described.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cpu_kernels.quant_types import quant_type
-from offload.errors import DoesNotFitError, FlashError, RequestError
-from offload.flash_probe import STREAMING_POINTS
+from offload.errors import DoesNotFitError, RequestError
 from offload.tiers import Device
 from planner import cost
 from planner.budget import format_size
+from planner.drive import streaming_here
 from planner.gpu_choice import EXAMPLE, SIMULATED_PREFIX, is_simulated
-from planner.hit_curve import traced_curve
-from planner.hybrid import brought_slots, fit_hybrid
+from planner.hybrid import brought_slots
+from planner.hybrid_fits import fit_hybrids, with_drive_of_experts
+from planner.hybrid_flash import FlashExperts, arriving_bytes_per_s
 from planner.hybrid_hits import gpu_hit_curve
 from planner.hybrid_predict import predict_hybrid
 from planner.hybrid_rates import expert_rates
@@ -23,7 +24,7 @@ from planner.hybrid_split import split_of
 from planner.hybrid_step import HybridRun
 from planner.kernel_choice import chosen_kernels
 from planner.kv import keeps, kv_notes
-from planner.machine_here import flash_here
+from planner.kv_spill import least_kv_ram_bytes, spill_note, spilling_here
 from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES, memory_needs
 from planner.model_shape import ModelShape
 from planner.notes import context_notes, way_notes
@@ -34,22 +35,22 @@ from planner.plan import (
     Placement,
     Plan,
     PlannedMachine,
-    PlannedModel,
     Prediction,
     Settings,
     WeightsForm,
 )
-from planner.profile import Profile, with_dequantize_rates, with_drive, with_gpu_rates, with_kernel_rates
+from planner.profile import Profile, with_dequantize_rates, with_gpu_rates, with_kernel_rates
 from planner.question import Here, Question
 from planner.refusal import refusal
 from planner.spread import machine_of
-from planner.streamed import Streaming, all_slots, hit_curve, least_slots, streamed_needs
+from planner.streamed import least_slots, streamed_needs
 from planner.ways import (
     AUTO,
     DEFAULT_PROMPT_TOKENS,
     HYBRID,
     MIN_CHUNK_TOKENS,
     Fit,
+    Way,
     default_context,
     fitting,
     longest_context,
@@ -60,7 +61,6 @@ from planner.ways import (
 # Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
 # one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
 SHARED_PRODUCT_BYTES = 1 << 20
-LEAST_CONTEXT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,17 @@ def plan_executed(question: Question, here: Here) -> Plan:
         notes=(
             *context_notes(question, best.fit.context_tokens),
             *kv_notes(question.wish.kv, question.shape.block_count, has_gpu=here.gpu is not None),
+            *_spill_notes(question, best.fit),
             *way_notes(question, here, best.fit, others=[fit.way for fit in fits], threads=best.settings.threads),
         ),
     )
+
+
+def _spill_notes(question: Question, fit: Fit) -> Iterator[str]:
+    """How keys and values are spread, and which smaller types would fit in RAM."""
+    if fit.kv_ram_bytes is None:
+        return
+    yield spill_note(question.shape, fit.context_tokens, fit.kv_ram_bytes)
 
 
 def predicted(
@@ -120,6 +128,7 @@ def predicted(
         needs=needs,
         prompt_tokens=prompt_tokens,
         streaming=streaming_here(question.shape, here.profile, question.model, settings),
+        spilling=spilling_here(here.profile, settings),
     )
 
 
@@ -130,9 +139,15 @@ def hybrid_run(question: Question, settings: Settings, placed: tuple[Placement, 
     if split.cache_slots(question.shape) and isinstance(question.place, Here):
         curve = gpu_hit_curve(question.shape, question.place.profile, question.model)
     shape, machine = question.shape, machine_of(question)
-    rates = expert_rates(shape, machine, settings.threads)
+    rates = expert_rates(shape, machine, settings.threads, streams=settings.stream_slots > 0)
     places = brought_slots(shape, question.budget, split)
-    return HybridRun(shape, machine, settings.threads, split, curve, rates, places)
+    flash = None
+    if isinstance(question.place, Here):
+        drive = streaming_here(shape, question.place.profile, question.model, settings)
+        if drive is not None:
+            arriving = arriving_bytes_per_s(shape, drive.flash, settings.threads)
+            flash = FlashExperts(settings.stream_slots, drive.curve, arriving)
+    return HybridRun(shape, machine, settings.threads, split, curve, rates, places, flash)
 
 
 def _fits(question: Question, here: Here) -> list[Fit]:
@@ -140,32 +155,42 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     loop, shape = question.wish.loop, question.shape
     every = ways_for(loop, shape, has_gpu=_may_use(here, loop))
     ways = tuple(way for way in every if keeps(way.loop, question.wish.kv))
+    if question.wish.kv_ram_bytes is not None:
+        ways = _spilling(question, ways)
     if not ways:
         raise RequestError(
             f"the {loop} loop needs a GPU, and there is none",
             hint=f"describe one to be simulated: --gpu {EXAMPLE}",
         )
     plain = [way for way in ways if way.loop != HYBRID]
-    fits = list(fitting(shape, question.budget, plain, question.wish.context_tokens)) if plain else []
+    limits = question.wish.context_tokens, question.wish.kv_ram_bytes
+    fits = list(fitting(shape, question.budget, plain, *limits)) if plain else []
     if len(plain) == len(ways):
         return fits
     wanted = question.wish.context_tokens or default_context(shape)
-    hybrid = _fit_hybrid(question, here, wanted, may_be_shorter=question.wish.context_tokens is None and not fits)
-    return fits if hybrid is None else [hybrid, *fits]
-
-
-def _fit_hybrid(question: Question, here: Here, wanted: int, *, may_be_shorter: bool) -> Fit | None:
-    """The hybrid of the wanted context, or of half, a quarter and so on of it."""
     assert here.gpu is not None, "hybrids are considered where there is a GPU"
-    machine = machine_of(question)
-    if machine.gpu is None:
-        return None
-    threads, context = _threads(question, here), wanted
-    while True:
-        fit = fit_hybrid(question, machine, here.gpu.torch_device, threads=threads, context_tokens=context)
-        if fit is not None or not may_be_shorter or context // 2 < LEAST_CONTEXT_TOKENS:
-            return fit
-        context //= 2
+    shorter = question.wish.context_tokens is None and not fits
+    place = here.gpu.torch_device, _threads(question, here)
+    hybrids = fit_hybrids(question, *place, wanted, may_be_shorter=shorter)
+    return [*hybrids, *fits]
+
+
+def _spilling(question: Question, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+    """Those of the ways that keep to the RAM that keys and values may take; RequestError where none can."""
+    wish, shape = question.wish, question.shape
+    context = wish.context_tokens or default_context(shape)
+    least, given = least_kv_ram_bytes(shape, context), wish.kv_ram_bytes or 0
+    found = tuple(way for way in ways if way.spills)
+    if not found:
+        raise RequestError(
+            f"the {wish.loop} loop has all keys and values in memory", hint="use --loop program, or leave out --kv-ram"
+        )
+    if given < least:
+        raise RequestError(
+            f"--kv-ram {format_size(given)} is too little for {context} tokens of context",
+            hint=f"{format_size(least)} would do, or a shorter context (-c)",
+        )
+    return found
 
 
 def _may_use(here: Here, loop: str) -> bool:
@@ -187,10 +212,12 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
         weights_form=fit.way.form,
         cache_type_k=question.wish.kv.key,
         cache_type_v=question.wish.kv.value,
+        kv_budget_tokens=question.wish.kv.budget_tokens,
         loop=fit.way.loop,
         device=gpu.torch_device if gpu is not None else "cpu",
         stream_slots=fit.stream_slots,
         gpu_slots=fit.gpu_slots,
+        kv_ram_bytes=fit.kv_ram_bytes,
         tuning=chosen_kernels(typed, question.shape) if fit.way.form is WeightsForm.PACKED else None,
     )
     prompt = min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1))
@@ -198,7 +225,7 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
 
 
 def _with_rates(question: Question, here: Here) -> Here:
-    """`here` with the rates of its GPU and, where parts run on the CPU's kernels, those of the model's types."""
+    """`here` with the rates of its GPU, and of the model's types and drive where parts are the CPU's."""
     loop = question.wish.loop
     if here.gpu is None or not _may_use(here, loop):
         return here
@@ -209,21 +236,8 @@ def _with_rates(question: Question, here: Here) -> Here:
         profile = with_gpu_rates(profile, here.gpu)
     if loop in (AUTO, HYBRID):
         profile = with_types(profile, question.shape, WeightsForm.PACKED)
+        profile = with_drive_of_experts(question, profile)
     return replace(here, profile=profile)
-
-
-def streaming_here(shape: ModelShape, profile: Profile, model: PlannedModel, settings: Settings) -> Streaming | None:
-    """Where experts come from and how often, if they are streamed; the drive is measured where it is not known."""
-    if not settings.stream_slots:
-        return None
-    path = Path(model.path)
-    try:
-        flash = flash_here(with_drive(profile, path, points=STREAMING_POINTS), path)
-    except OSError as error:
-        raise FlashError(f"the drive of {model.path} cannot be measured: {error}") from error
-    assert flash is not None, "the drive was measured"
-    points = profile.hits.get(model.key)
-    return Streaming(flash, hit_curve(shape, None if points is None else traced_curve(points, all_slots(shape))))
 
 
 def with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:

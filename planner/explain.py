@@ -75,6 +75,8 @@ def render_plan(console: Console, plan: Plan) -> None:
     kv = "" if settings.kv.is_plain else f" · KV {settings.kv.name}"
     console.print(f"weights {form} · context {settings.context_tokens} tokens{kv} · {_computed_by(plan)}")
     console.print(_prediction_line(plan.predicted, simulated=plan.is_simulated))
+    for number, line in enumerate(plan.draft.lines() if plan.draft is not None else ()):
+        console.print(Text("       " if number else "draft: ", style="bold").append(line, style="not bold"))
     for note in plan.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
 

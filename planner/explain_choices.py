@@ -13,6 +13,7 @@ from rich.table import Table
 from planner.budget import format_size
 from planner.compare import Ranked
 from planner.figures import duration, figures
+from planner.kv_costs import KVCost
 from planner.plan import Plan
 from planner.what_if import Alternative
 from planner.why import Choice
@@ -38,6 +39,24 @@ def render_what_if(console: Console, plan: Plan, alternatives: Sequence[Alternat
         change = "same" if abs(speed / now - 1) < 0.005 else f"{speed / now:.2f}x"
         table.add_row(one.change, figures(speed), change, duration(one.ttft_s), format_size(one.peak_ram_bytes))
     console.print(table)
+
+
+def render_kv_costs(console: Console, costs: Sequence[KVCost]) -> None:
+    """A line for each context: bytes of keys and values in every type, and tokens a second with the context full."""
+    kinds = list(dict.fromkeys(cost.kind for cost in costs))
+    table = _table("context, full", *(f"KV as {kind}" for kind in kinds))
+    for tokens in dict.fromkeys(cost.context_tokens for cost in costs):
+        found = {cost.kind: cost for cost in costs if cost.context_tokens == tokens}
+        table.add_row(str(tokens), *(_kv_cost(found[kind]) for kind in kinds))
+    console.print(table)
+
+
+def _kv_cost(cost: KVCost) -> str:
+    size = format_size(cost.num_bytes)
+    if cost.decode_tokens_per_s is None:
+        return f"{size}, does not fit"
+    where = ", part on flash" if cost.on_flash else ""
+    return f"{size}{where}, {figures(cost.decode_tokens_per_s)} tokens/s"
 
 
 def render_why(console: Console, choices: Sequence[Choice]) -> None:

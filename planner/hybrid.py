@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from offload.flash import DEPTH
+from offload.memory import HUGE_PAGE_BYTES
 from offload.tiers import Device, Tier
 from planner.budget import Budget
 from planner.gpu_choice import is_simulated
 from planner.greedy import solve_greedy
+from planner.hybrid_flash import flash_loads
 from planner.hybrid_items import HybridProblem, hybrid_problem
-from planner.hybrid_memory import gpu_activations_bytes, kv_tokens, reserved, with_gpu_in_ram
+from planner.hybrid_memory import buffers_bytes, gpu_activations_bytes, kv_tokens, reserved, with_gpu_in_ram
 from planner.hybrid_parts import gpu_bytes, parts, ram_bytes
 from planner.hybrid_split import Split, split_by_names, split_of
 from planner.machine import Machine
@@ -26,6 +29,8 @@ from planner.plan import MemoryNeeds, Needs, Objective, Placement, Plan
 from planner.question import Question
 from planner.simulate import step_seconds
 from planner.solvers import best_assignment
+from planner.streamed import all_slots
+from planner.streamed import slot_bytes as ram_slot_bytes
 from planner.ways import HYBRID, HYBRID_WAY, MIN_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS, Fit
 
 BROUGHT_SHARE = 1 / 16  # of the GPU's memory, for experts that are brought for a step
@@ -35,10 +40,7 @@ ACTIVATIONS_SHARE = 1 / 8  # of the GPU's memory: a chunk that needs more is hal
 def fit_hybrid(question: Question, machine: Machine, device: str, *, threads: int, context_tokens: int) -> Fit | None:
     """The split that is predicted to be best; None where nothing would be on the GPU, or RAM cannot hold the rest."""
     shape, budget = question.shape, question.budget
-    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
-    room = ACTIVATIONS_SHARE * budget.gpu_bytes
-    while chunk > MIN_CHUNK_TOKENS and gpu_activations_bytes(shape, chunk, context_tokens) > room:
-        chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
+    chunk = chunk_that_fits(question, context_tokens)
     fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk)
     gpu_room = budget.gpu_bytes - fixed.gpu.needed_bytes
     if gpu_room <= 0:
@@ -58,7 +60,7 @@ def fit_hybrid(question: Question, machine: Machine, device: str, *, threads: in
             divides=divides,
             gpu_is_ram=is_simulated(device),
         )
-        split = _best_split(shape, budget, found, is_asked=question.wish.loop == HYBRID)
+        split = best_split(shape, budget, found, is_asked=question.wish.loop == HYBRID)
         if split is None:
             continue
         needs = needs_of(shape, budget, device, split, context_tokens=context_tokens, chunk_tokens=chunk)
@@ -77,6 +79,7 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
     split = split_of(shape, plan.placements, settings.gpu_slots)
     layers = split.cached_layers(shape)
     ram, gpu = plan.needs.ram, plan.needs.gpu
+    flash = flash_loads(shape, machine, settings.threads) if settings.stream_slots else None
     found = hybrid_problem(
         shape,
         machine,
@@ -84,30 +87,38 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
         context_tokens=settings.context_tokens,
         chunk_tokens=settings.prefill_chunk_tokens,
         objective=Objective.LATENCY,
-        ram_bytes=plan.budget.ram_bytes - ram.needed_bytes + ram.weights_bytes + ram.kv_bytes,
+        ram_bytes=plan.budget.ram_bytes - ram.needed_bytes + ram.weights_bytes + ram.slots_bytes + ram.kv_bytes,
         gpu_bytes=plan.budget.gpu_bytes - gpu.needed_bytes + gpu.weights_bytes + gpu.slots_bytes + gpu.kv_bytes,
-        divides=bool(layers),
+        divides=bool(layers) or flash is not None,
+        flash=flash,
     )
     share = split.cache_slots(shape) / max(len(layers) * shape.expert_count, 1)
+    in_ram = settings.stream_slots / max(all_slots(shape) - len(split.resident) * shape.expert_count, 1)
     classes = Counter(item.layer for item in found.problem.items if item.routed)
     seen: Counter[int | None] = Counter()
     owners = {part.name: part for part in parts(shape)}
     chosen = []
     for item in found.problem.items:
-        if item.routed and item.layer in layers:
-            on_gpu = seen[item.layer] < round(share * classes[item.layer])
-            seen[item.layer] += 1
+        others = 0
+        if item.routed and item.layer not in split.resident:
+            of_gpu = share if item.layer in layers else 0.0
+            number, seen[item.layer] = seen[item.layer], seen[item.layer] + 1
+            on_gpu = number < round(of_gpu * classes[item.layer])
+            others = int(flash is not None and number < round((of_gpu + in_ram) * classes[item.layer]))
         else:
             on_gpu = split.device(owners[item.name.partition("#")[0]]) is Device.GPU
-        chosen.append(len(item.options) - 1 if on_gpu else 0)
+        chosen.append(len(item.options) - 1 if on_gpu else others)
     return found.problem, tuple(chosen)
 
 
-def placements_of(shape: ModelShape, split: Split, context_tokens: int) -> Iterator[Placement]:
-    """Every unit, and the KV cache of every layer, where the split holds it."""
+def placements_of(
+    shape: ModelShape, split: Split, context_tokens: int, *, streams: bool = False
+) -> Iterator[Placement]:
+    """Every unit, and the KV cache of every layer, where the split holds it; `streams`: the CPU's experts on flash."""
     for part in parts(shape):
         device = split.device(part)
-        tier = Tier.GPU if device is Device.GPU else Tier.RAM
+        away = Tier.FLASH if streams and part.kind is UnitKind.EXPERTS else Tier.RAM
+        tier = Tier.GPU if device is Device.GPU else away
         for unit in part.units:
             num_bytes = gpu_bytes(unit) if device is Device.GPU else unit.num_bytes
             yield Placement(unit.name, unit.kind, unit.layer, num_bytes, tier, device)
@@ -117,19 +128,39 @@ def placements_of(shape: ModelShape, split: Split, context_tokens: int) -> Itera
 
 
 def needs_of(
-    shape: ModelShape, budget: Budget, device: str, split: Split, *, context_tokens: int, chunk_tokens: int
+    shape: ModelShape,
+    budget: Budget,
+    device: str,
+    split: Split,
+    *,
+    context_tokens: int,
+    chunk_tokens: int,
+    stream_slots: int = 0,
 ) -> Needs:
-    """What a split needs of both memories, margins included."""
+    """What a split needs of both memories, margins included; `stream_slots`: of RAM, where it has not all experts."""
     fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk_tokens)
-    ram, gpu = fixed.ram, fixed.gpu
+    if stream_slots:
+        fixed = with_readers(fixed)
+    ram = replace(fixed.ram, slots_bytes=stream_slots * ram_slot_bytes(shape) if stream_slots else 0)
+    gpu = fixed.gpu
     for part in parts(shape):
+        if stream_slots and part.kind is UnitKind.EXPERTS and split.device(part) is Device.CPU:
+            continue
         if split.device(part) is Device.GPU:
             gpu = _with(gpu, part.gpu_bytes, part.kv_bytes * kv_tokens(context_tokens))
         else:
             ram = _with(ram, sum(map(ram_bytes, part.units)), part.kv_bytes * context_tokens)
     layers = split.cached_layers(shape)
     slots = split.cache_slots(shape) + kinds_of_experts(shape) * brought_slots(shape, budget, split)
-    return with_gpu_in_ram(Needs(ram=ram, gpu=replace(gpu, slots_bytes=slots * slot_bytes(shape, layers))), device)
+    slots_bytes = slots * slot_bytes(shape, layers)
+    activations = gpu_activations_bytes(shape, min(chunk_tokens, context_tokens), context_tokens, split)
+    gpu = replace(
+        gpu,
+        slots_bytes=slots_bytes,
+        activations_bytes=activations,
+        buffers_bytes=buffers_bytes(shape, split, activations + slots_bytes + gpu.kv_bytes),
+    )
+    return with_gpu_in_ram(Needs(ram=ram, gpu=gpu), device)
 
 
 def brought_slots(shape: ModelShape, budget: Budget, split: Split) -> int:
@@ -153,11 +184,26 @@ def slot_bytes(shape: ModelShape, layers: frozenset[int]) -> int:
     return -(-max(of_layers, default=0) // max(shape.expert_count, 1))
 
 
+def chunk_that_fits(question: Question, context_tokens: int) -> int:
+    """The longest chunk of a prompt whose activations leave most of the GPU's memory to others."""
+    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
+    room = ACTIVATIONS_SHARE * question.budget.gpu_bytes
+    while chunk > MIN_CHUNK_TOKENS and gpu_activations_bytes(question.shape, chunk, context_tokens) > room:
+        chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
+    return chunk
+
+
+def with_readers(fixed: Needs) -> Needs:
+    """`fixed` with the memory through which experts come from flash: for the CPU's, and for the GPU's."""
+    buffers_bytes = fixed.ram.buffers_bytes + 2 * DEPTH * HUGE_PAGE_BYTES
+    return replace(fixed, ram=replace(fixed.ram, buffers_bytes=buffers_bytes))
+
+
 def _with(memory: MemoryNeeds, weights_bytes: int, kv_bytes: int) -> MemoryNeeds:
     return replace(memory, weights_bytes=memory.weights_bytes + weights_bytes, kv_bytes=memory.kv_bytes + kv_bytes)
 
 
-def _best_split(shape: ModelShape, budget: Budget, found: HybridProblem, *, is_asked: bool) -> Split | None:
+def best_split(shape: ModelShape, budget: Budget, found: HybridProblem, *, is_asked: bool) -> Split | None:
     """The quickest split that the solvers find; None where it leaves the GPU idle, or nothing fits.
 
     Where a hybrid `is_asked` for, the quickest that does not leave it idle.

@@ -12,7 +12,6 @@ from planner.hybrid_split import Split, split_of
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Needs, Placement, Plan
 
-_PLACES = {(Tier.GPU, Device.GPU), (Tier.RAM, Device.CPU)}
 _HINT = "plan again with `strata plan`"
 
 
@@ -20,12 +19,20 @@ def check_split(plan: Plan, shape: ModelShape) -> None:
     """PlanError where placements, device or slots are nothing that the hybrid executor can do."""
     if is_simulated(plan.settings.device):
         simulated_spec(plan.settings.device)
+    if plan.settings.stream_slots and not shape.expert_count:
+        raise PlanError(
+            f"settings.stream_slots is {plan.settings.stream_slots}; the hybrid loop has none for dense models",
+            hint=_HINT,
+        )
     placed = {placement.unit: (index, placement) for index, placement in enumerate(plan.placements)}
     for index, placement in placed.values():
-        if (placement.tier, placement.device) not in _PLACES:
+        is_read = placement.kind is UnitKind.EXPERTS and plan.settings.stream_slots > 0
+        cpus = Tier.FLASH if is_read else Tier.RAM
+        if (placement.tier, placement.device) not in {(Tier.GPU, Device.GPU), (cpus, Device.CPU)}:
             raise PlanError(
                 f"placements[{index}]: {placement.unit} is put in {placement.tier.value} and computed on "
-                f"{placement.device.value}; the hybrid loop computes in gpu on gpu, or in ram on cpu",
+                f"{placement.device.value}; with {plan.settings.stream_slots} slots the hybrid loop computes it in gpu "
+                f"on gpu, or in {cpus.value} on cpu",
                 hint=_HINT,
             )
     for part in parts(shape):
@@ -50,7 +57,7 @@ def split_needs(plan: Plan, shape: ModelShape) -> Needs:
     settings = plan.settings
     split = split_of(shape, plan.placements, settings.gpu_slots)
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
-    return needs_of(shape, plan.budget, settings.device, split, **tokens)
+    return needs_of(shape, plan.budget, settings.device, split, **tokens, stream_slots=settings.stream_slots)
 
 
 def _check_part(part: Part, placed: dict[str, tuple[int, Placement]]) -> None:

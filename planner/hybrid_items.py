@@ -2,15 +2,16 @@
 
 Experts go to the GPU, as slots of its memory, in classes of popularity, and only where what else their layer's
 feed-forward has is the GPU's: that is not in the problem, `repaired` sees to it. RAM holds the experts all the same,
-since slots change hands; where it cannot, whole layers of experts may lie on the GPU alone. Dense weights are never
-loaded step by step: the link reads them from the same RAM as the CPU, and no faster.
+since slots change hands; where it cannot, whole layers of experts may lie on the GPU alone, or RAM and the GPU hold
+some each and the others are read from flash. Dense weights are never loaded step by step: the link reads them from the
+same RAM as the CPU, and no faster.
 Knows nothing about how a problem is solved.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from offload.tiers import Device
+from offload.tiers import Device, Tier
 from planner import unit_cost
 from planner.hybrid_memory import kv_tokens
 from planner.hybrid_parts import FEED_FORWARD, Part, StepCosts, part_option, parts, ram_bytes, split_option
@@ -19,6 +20,14 @@ from planner.machine import Machine
 from planner.model_shape import ModelShape, UnitKind
 from planner.placement import Assignment, Item, PlacementProblem
 from planner.plan import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class FlashLoads:
+    """Experts that RAM lacks: how fast they come to it, to be computed with there, and what a place for one takes."""
+
+    bytes_per_s: float
+    slot_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,8 @@ class HybridProblem:
     def _worth(self, index: int) -> float:
         """Seconds that a byte of the GPU's memory saves when it holds this item."""
         options = self.problem.items[index].options
-        return (options[0].compute_s - options[-1].compute_s) / max(options[-1].gpu_bytes, 1)
+        first, last = options[0], options[-1]
+        return (first.compute_s + first.load_s - last.compute_s) / max(last.gpu_bytes, 1)
 
     def _layers(self, assignment: Assignment, *, routed: bool) -> set[int | None]:
         """Layers with experts on the GPU, or with their other feed-forward there."""
@@ -94,21 +104,27 @@ def hybrid_problem(
     gpu_bytes: int,
     divides: bool,
     gpu_is_ram: bool = False,
+    flash: FlashLoads | None = None,
 ) -> HybridProblem:
-    """The problem for the step that the objective looks at; the CPU is each item's first option."""
+    """The problem for the step that the objective looks at; the CPU is each item's first option.
+
+    With `flash` RAM need not hold experts: what neither it nor the GPU holds is read from there when it is used.
+    """
     many = objective is Objective.THROUGHPUT
     tokens = {Objective.LATENCY: 1, Objective.TTFT: chunk_tokens}.get(objective, THROUGHPUT_SEQUENCES)
     depth = 0 if objective is Objective.TTFT else context_tokens // 2
     costs = StepCosts(shape, machine, threads, tokens, depth, sequences=tokens if many else 1)
-    items = [item for part in parts(shape) for item in _items(shape, costs, part, context_tokens, divides)]
+    items = [item for part in parts(shape) for item in _items(shape, costs, part, context_tokens, divides, flash)]
     if gpu_is_ram:
         items = [_in_ram(item) for item in items]
     return HybridProblem(PlacementProblem(tuple(items), ram_bytes, gpu_bytes, costs.handover_s()), divides, gpu_is_ram)
 
 
-def _items(shape: ModelShape, costs: StepCosts, part: Part, context_tokens: int, divides: bool) -> Iterator[Item]:
+def _items(
+    shape: ModelShape, costs: StepCosts, part: Part, context_tokens: int, divides: bool, flash: FlashLoads | None
+) -> Iterator[Item]:
     if part.kind is UnitKind.EXPERTS and shape.expert_count:
-        yield from _expert_items(shape, costs, part, divides)
+        yield from _expert_items(shape, costs, part, divides, flash)
         return
     held = sum(map(ram_bytes, part.units))
     options = [
@@ -122,7 +138,9 @@ def _items(shape: ModelShape, costs: StepCosts, part: Part, context_tokens: int,
     yield Item(part.name, part.kind, part.layer, tuple(options))
 
 
-def _expert_items(shape: ModelShape, costs: StepCosts, part: Part, divides: bool) -> Iterator[Item]:
+def _expert_items(
+    shape: ModelShape, costs: StepCosts, part: Part, divides: bool, flash: FlashLoads | None
+) -> Iterator[Item]:
     """Classes of a layer's experts with slots for each; undivided, all of them on one side, with no copy in RAM."""
     unit, count, used = part.units[0], shape.expert_count, max(shape.expert_used_count, 1)
     classes = expert_classes(count, used) if divides else ((count, used / count),)
@@ -134,11 +152,16 @@ def _expert_items(shape: ModelShape, costs: StepCosts, part: Part, divides: bool
             device: costs.experts(unit, device, share, active=active, fraction=fraction)
             for device in (Device.CPU, Device.GPU)
         }
-        in_ram = int(fraction * ram_bytes(unit))
+        in_ram = int(fraction * ram_bytes(unit)) if flash is None else experts * flash.slot_bytes
         options = [part_option(Device.CPU, terms[Device.CPU], ram_bytes=in_ram, gpu_bytes=0)]
+        if flash is not None:
+            loaded = active * share.bytes * unit.active_bytes
+            away = part_option(Device.CPU, terms[Device.CPU])
+            read = replace(away, tier=Tier.FLASH, load_s=loaded / flash.bytes_per_s, load_bytes=int(loaded))
+            options.insert(0, read)
         if part.may_be_on_gpu:
             on_gpu = int(fraction * unit.num_bytes)
-            kept = in_ram if divides else 0
+            kept = in_ram if divides and flash is None else 0
             options.append(part_option(Device.GPU, terms[Device.GPU], ram_bytes=kept, gpu_bytes=on_gpu))
         yield Item(f"{unit.name}#{number}", UnitKind.EXPERTS, part.layer, tuple(options), routed=True)
 

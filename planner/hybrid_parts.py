@@ -22,6 +22,9 @@ from planner.unit_cost import Share, Terms
 FLOAT32_BYTES = 4
 SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 SPLIT_S = 5e-6  # of the row that shares a layer's experts out
+CHOSEN_S = 15e-6  # an expert of a layer, where it is decided which ones are brought
+STEP_S = 6e-4  # of the host before and after a step: its inputs, threads that begin, logits
+LEARNED_S = 2e-5  # a layer, of the host after a step: which experts were used, and which are worth a place
 # Operations that the hybrid executor launches: norm, products, and what lies between them. Of a router two more, for
 # each of two small copies to the host.
 LAUNCHES = {
@@ -121,9 +124,35 @@ def _parts(shape: ModelShape) -> Iterator[Part]:
         yield from (Part((unit,)) for unit in units if unit.kind in (UnitKind.EXPERTS, UnitKind.OTHER))
 
 
-def split_option() -> Option:
-    """The CPU shares a layer's experts out, between the GPU's router and what both compute: it costs hand-overs."""
-    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S})
+def split_option(chosen: float = 0.0) -> Option:
+    """The CPU shares a layer's experts out, between the GPU's router and what both compute: it costs hand-overs.
+
+    `chosen`: experts of which it decides whether they are brought.
+    """
+    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S + CHOSEN_S * chosen})
+
+
+def step_option(layers: int) -> Option:
+    """What the host takes for a step beside its parts; `layers` have experts on the GPU."""
+    return part_option(Device.CPU, {Bottleneck.OVERHEAD: STEP_S + LEARNED_S * layers})
+
+
+def activation_bytes(shape: ModelShape, unit: Unit) -> int:
+    """What operations between the products move through the GPU's memory, for a token, of whatever experts there are.
+
+    Norms, additions and gates pass over the width or over what a unit's products give it.
+    """
+    width, used = shape.embedding_length, max(shape.expert_used_count, 1)
+    products = unit.active_weights // max(width, 1)  # the other dimension, of all matrices
+    numbers = {
+        UnitKind.ATTENTION: 4 * width + 2 * products,
+        UnitKind.DENSE_FFN: 4 * width + products,
+        UnitKind.ROUTER: 4 * width,
+        UnitKind.SHARED_EXPERT: 3 * width + products,
+        UnitKind.EXPERTS: (3 * used + 2) * width + products,
+        UnitKind.OUTPUT: 4 * width,
+    }
+    return FLOAT32_BYTES * numbers.get(unit.kind, 0)
 
 
 def part_option(device: Device, terms: Terms, *, ram_bytes: int = 0, gpu_bytes: int = 0) -> Option:
@@ -197,6 +226,9 @@ class StepCosts:
             sizes = active * unit.active_bytes, active * unit.active_weights
             terms = dict(unit_cost.gpu_terms(gpu, *sizes, share, 0, part=0))
             _add(terms, {Bottleneck.OVERHEAD: fraction * launches(unit) * gpu.launch_s})
+            tokens = self.sequences if unit.kind is UnitKind.OUTPUT else self.tokens
+            moved = fraction * tokens * activation_bytes(self.shape, unit)
+            _add(terms, {Bottleneck.GPU_BANDWIDTH: moved / gpu.read_bytes_per_s})
             return terms
         by_type = unit_cost.bytes_by_type(unit, active)
         return unit_cost.cpu_terms(self.machine.cpu, self.threads, by_type, share, products, part=fraction)

@@ -5,10 +5,11 @@ Knows nothing about how experts are brought. Rates are bytes or operations a sec
 
 from dataclasses import dataclass
 
-from offload.expert_schedule import ExpertTimes, misses_to_move, schedule_experts
+from offload.expert_schedule import ExpertTimes, misses_to_move, moving_saves_s, schedule_experts
 from planner import unit_cost
 from planner.machine import Machine
 from planner.model_shape import ModelShape, Unit, UnitKind
+from planner.streamed import read_bytes_per_s
 
 READ_BYTES_PER_S = 4e9  # of raw experts, from the file in the page cache to pinned memory: not yet measured apart
 MANY_TOKENS = 128
@@ -16,7 +17,10 @@ MANY_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class ExpertRates:
-    """What each device does with routed experts, and how fast experts come to the GPU."""
+    """What each device does with routed experts, and how fast experts come to the GPU.
+
+    `read_bytes_per_s`: of the drive, for experts that RAM lacks; None where it has all.
+    """
 
     cpu_bytes_per_s: float
     cpu_flops_per_s: float
@@ -24,6 +28,7 @@ class ExpertRates:
     gpu_flops_per_s: float
     move_bytes_per_s: float
     launch_s: float
+    read_bytes_per_s: float | None = None
 
     def times(self, num_bytes: float, num_weights: float) -> ExpertTimes:
         """Of an expert of that size."""
@@ -35,11 +40,12 @@ class ExpertRates:
             computing_s = max(num_bytes / self.gpu_bytes_per_s, 2 * tokens * num_weights / self.gpu_flops_per_s)
             return self.launch_s + computing_s
 
-        return ExpertTimes(gpu_s, cpu_s, num_bytes / self.move_bytes_per_s)
+        read_s = 0.0 if self.read_bytes_per_s is None else num_bytes / self.read_bytes_per_s
+        return ExpertTimes(gpu_s, cpu_s, num_bytes / self.move_bytes_per_s, read_s)
 
 
-def expert_rates(shape: ModelShape, machine: Machine, threads: int) -> ExpertRates | None:
-    """The rates of a machine for a model's experts; None without a GPU or experts."""
+def expert_rates(shape: ModelShape, machine: Machine, threads: int, *, streams: bool = False) -> ExpertRates | None:
+    """The rates of a machine for a model's experts; None without a GPU or experts. `streams`: RAM lacks some."""
     unit = next((unit for unit in shape.units if unit.kind is UnitKind.EXPERTS), None)
     gpu = machine.gpu
     if unit is None or gpu is None or not shape.expert_count:
@@ -52,13 +58,31 @@ def expert_rates(shape: ModelShape, machine: Machine, threads: int) -> ExpertRat
         gpu_flops_per_s=gpu.flops_per_s,
         move_bytes_per_s=min(gpu.link_to_bytes_per_s, READ_BYTES_PER_S),
         launch_s=gpu.launch_s,
+        read_bytes_per_s=read_bytes_per_s(shape, machine.flash) if streams and machine.flash is not None else None,
     )
 
 
-def moved_share(shape: ModelShape, rates: ExpertRates, unit: Unit, *, tokens: int, hits: float, places: int) -> float:
-    """Of the experts that a step's tokens use in a layer, those that are brought; `places` at most. Evenly used."""
+def moved_share(
+    shape: ModelShape,
+    rates: ExpertRates,
+    unit: Unit,
+    *,
+    tokens: int,
+    hits: float,
+    places: int,
+    lacking: float | None = None,
+) -> float:
+    """Of the experts that a step's tokens use in a layer, those that are brought; `places` at most. Evenly used.
+
+    `lacking`: those that are to be read from flash; None where RAM has all.
+    """
     count, used = shape.expert_count, max(shape.expert_used_count, 1)
     if not places:
+        return 0.0
+    if tokens == 1 and lacking is not None:
+        return 0.0  # the drive brings as much for either device, and what it brings to RAM stays there
+    times = rates.times(unit.num_bytes / count, unit.num_weights / count)
+    if tokens == 1 and moving_saves_s(used, times) <= 0:
         return 0.0
     if tokens == 1:
         missing = used * (1 - hits)
@@ -66,8 +90,8 @@ def moved_share(shape: ModelShape, rates: ExpertRates, unit: Unit, *, tokens: in
     touched = max(round(count * unit_cost.experts(tokens, used / count).bytes), 1)
     each = max(round(tokens * used / touched), 1)
     there = round(hits * touched)
-    times = rates.times(unit.num_bytes / count, unit.num_weights / count)
-    split = schedule_experts([each] * touched, [index < there for index in range(touched)], times)
+    in_ram = None if lacking is None else [index < round((1 - lacking) * touched) for index in range(touched)]
+    split = schedule_experts([each] * touched, [index < there for index in range(touched)], times, in_ram)
     return min(len(split.moved), places) / touched
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from offload.tiers import Device, Tier
 from planner import unit_cost
 from planner.hit_curve import HitCurve
-from planner.hybrid_parts import Part, StepCosts, part_option, parts, split_option
+from planner.hybrid_draws import spread_hits
+from planner.hybrid_flash import FlashExperts, found_share
+from planner.hybrid_parts import Part, StepCosts, part_option, parts, split_option, step_option
 from planner.hybrid_rates import ExpertRates, moved_share
 from planner.hybrid_split import Split
 from planner.machine import Machine
@@ -32,6 +34,7 @@ class HybridRun:
     curve: HitCurve | None = None
     rates: ExpertRates | None = None  # by which experts are brought for a step, to one of `places`
     places: int = 0
+    flash: FlashExperts | None = None  # where RAM does not hold all experts
 
     def hit_rate(self, tokens: int) -> float:
         """Of the experts that a step's tokens use in layers with slots, how many have one: the bytes' share."""
@@ -41,15 +44,14 @@ class HybridRun:
         every = cached * self.shape.expert_count
         slots = self.split.cache_slots(self.shape)
         one = self.curve.hit_rate(slots * self.curve.slots[-1] / every)
-        # between one token, whose experts a good policy foresees, and all experts, of which the slots' share is there
-        first = self.shape.expert_used_count / self.shape.expert_count
-        spread = (1 - (1 - first) ** tokens - first) / max(1 - first, 1e-9)
-        return one + (slots / every - one) * spread
+        return found_share(self.shape, one, slots / every, tokens)
 
     def step(self, *, tokens: int, depth: int, sequences: int = 1) -> tuple[PlacementProblem, Assignment]:
         """A step of `tokens` tokens behind `depth` others as a problem without a choice, and its assignment."""
         costs = StepCosts(self.shape, self.machine, self.threads, tokens, depth, sequences)
-        items = tuple(item for part in parts(self.shape) for item in self._items(costs, part))
+        routed = self.split.cached_layers(self.shape) | self.split.resident
+        host = Item("step", UnitKind.OTHER, None, (step_option(len(routed)),))
+        items = (host, *(item for part in parts(self.shape) for item in self._items(costs, part)))
         problem = PlacementProblem(items, ram_bytes=0, gpu_bytes=0, handover_s=costs.handover_s())
         return problem, (_ONE_OPTION,) * len(items)
 
@@ -62,22 +64,56 @@ class HybridRun:
 
     def _experts(self, costs: StepCosts, part: Part) -> Iterator[Item]:
         """A layer's experts: all of them on one device, or those with a slot, those that move, and the rest."""
-        unit = part.units[0]
+        unit, lacking = part.units[0], 0.0
+        if self.flash is not None:
+            lacking = self.flash.lacking(self.shape, self.split, part.layer, costs.tokens)
         if part.layer not in self.split.feed_forward:
-            yield _item(unit, "", Device.CPU, self._terms(costs, unit, Device.CPU, 1.0))
+            yield from self._on_cpu(costs, unit, 1.0, lacking)
             return
-        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(),))
-        hits = 1.0 if part.layer in self.split.resident else self.hit_rate(costs.tokens)
+        brings = self.rates is not None and self.places > 0 and costs.tokens > 1
+        used = max(self.shape.expert_used_count, 1)
+        chosen = self.shape.expert_count * unit_cost.experts(costs.tokens, used / self.shape.expert_count).bytes
+        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(chosen if brings else 0.0),))
+        hits = 1.0 if part.layer in self.split.resident else self._hits(costs, part.units[0].layer or 0)
         if hits > 0:
             yield _item(unit, "#slots", Device.GPU, self._terms(costs, unit, Device.GPU, hits))
         moved = 0.0
         if self.rates is not None and self.places and hits < 1:
-            moved = moved_share(self.shape, self.rates, unit, tokens=costs.tokens, hits=hits, places=self.places)
+            moved = moved_share(
+                *(self.shape, self.rates, unit),
+                tokens=costs.tokens,
+                hits=hits,
+                places=self.places,
+                lacking=None if self.flash is None else lacking,
+            )
         if moved > 0 and self.rates is not None:
             terms, num_bytes = self._terms(costs, unit, Device.GPU, moved), self._bytes(unit, costs, moved)
-            yield _moved_item(unit, terms, num_bytes / self.rates.move_bytes_per_s, num_bytes)
+            read_s = 0.0 if self.rates.read_bytes_per_s is None else num_bytes / self.rates.read_bytes_per_s
+            yield _moved_item(unit, terms, num_bytes / self.rates.move_bytes_per_s, num_bytes, read_s=read_s)
         if (others := 1 - hits - moved) > 0:
-            yield _item(unit, "#others", Device.CPU, self._terms(costs, unit, Device.CPU, others))
+            yield from self._on_cpu(costs, unit, others, max(lacking - moved, 0.0))
+
+    def _on_cpu(self, costs: StepCosts, unit: Unit, part: float, lacking: float) -> Iterator[Item]:
+        """That part of the experts; `lacking` of it (of all) comes from flash, while the others are computed."""
+        lacking = min(lacking, part)
+        if part - lacking > 0:
+            yield _item(unit, "#others", Device.CPU, self._terms(costs, unit, Device.CPU, part - lacking))
+        if lacking > 0 and self.flash is not None:
+            option = part_option(Device.CPU, self._terms(costs, unit, Device.CPU, lacking))
+            num_bytes = self._bytes(unit, costs, lacking)
+            read = replace(
+                option, tier=Tier.FLASH, load_s=num_bytes / self.flash.bytes_per_s, load_bytes=int(num_bytes)
+            )
+            yield Item(f"{unit.name}#read", UnitKind.EXPERTS, unit.layer, (read,), routed=True)
+
+    def _hits(self, costs: StepCosts, layer: int) -> float:
+        """Of the experts that a layer uses; of one token's, as many as chance has it there."""
+        rate = self.hit_rate(costs.tokens)
+        if costs.tokens > 1:
+            return rate
+        layers = sorted(self.split.cached_layers(self.shape))
+        used = max(self.shape.expert_used_count, 1)
+        return spread_hits(used, rate, len(layers))[layers.index(layer)] / used
 
     def _bytes(self, unit: Unit, costs: StepCosts, part: float) -> float:
         """Of that part of the experts that the tokens use."""
@@ -91,10 +127,12 @@ class HybridRun:
         return costs.experts(unit, device, share, active=part * count / used, fraction=1.0)
 
 
-def _moved_item(unit: Unit, terms: Terms, load_s: float, num_bytes: float) -> Item:
-    """Experts that are brought for the step, once the host has chosen them."""
+def _moved_item(unit: Unit, terms: Terms, link_s: float, num_bytes: float, *, read_s: float) -> Item:
+    """Experts that are brought for the step, once the host has chosen them; `read_s`: from flash before."""
     option = part_option(Device.GPU, terms)
-    moving = replace(option, tier=Tier.RAM, load_s=load_s, load_bytes=int(num_bytes))
+    moving = replace(option, tier=Tier.RAM, load_s=link_s, load_bytes=int(num_bytes))
+    if read_s > 0:
+        moving = replace(moving, tier=Tier.FLASH, load_s=read_s + link_s, link_s=link_s)
     return Item(f"{unit.name}#moved", UnitKind.EXPERTS, unit.layer, (moving,), routed=True)
 
 

@@ -5,11 +5,13 @@ Knows nothing about how plans are found.
 
 from collections.abc import Iterator
 
-from cpu_kernels.kv_policy import EDGE_TYPE, KVPolicy
+from cpu_kernels.kv_policy import DENSE_LAYERS, EDGE_TYPE, LEAST_BUDGET_TOKENS, KVPolicy
 from cpu_kernels.kv_types import KVType
 from offload.errors import PlanError, RequestError
 
+AUTO = "auto"  # types are chosen
 LLAMA_CPP_TYPES = (KVType.F16, KVType.BF16, KVType.Q8_0, KVType.Q4_0)
+BUDGET_LOOPS = ("auto", "program", "simulated")  # that can read a part
 _LOOPS = {
     "program": tuple(KVType),
     "simulated": tuple(KVType),
@@ -22,7 +24,8 @@ _LOOPS = {
 def keeps(loop: str, policy: KVPolicy) -> bool:
     """Whether a loop can keep keys and values so; a loop that is not known is left to others to refuse."""
     known = _LOOPS.get(loop, tuple(KVType))
-    return policy.key in known and policy.value in known
+    reads = policy.budget_tokens is None or loop in BUDGET_LOOPS
+    return reads and policy.key in known and policy.value in known
 
 
 def check_kv(policy: KVPolicy, loop: str) -> None:
@@ -34,21 +37,34 @@ def check_kv(policy: KVPolicy, loop: str) -> None:
                 f"settings.{field} is {kind.value!r}; the {loop} loop keeps {', '.join(known)}",
                 hint="plan with --loop program, or leave out -ctk and -ctv",
             )
+    budget = policy.budget_tokens
+    if budget is not None and budget < LEAST_BUDGET_TOKENS:
+        raise PlanError(f"settings.kv_budget_tokens is {budget}; it must be at least {LEAST_BUDGET_TOKENS}")
+    if budget is not None and loop not in BUDGET_LOOPS:
+        raise PlanError(
+            f"settings.kv_budget_tokens is {budget}; the {loop} loop reads all of the KV cache",
+            hint="plan with --loop program, or leave out --kv-budget",
+        )
 
 
 def kv_notes(policy: KVPolicy, layers: int, *, has_gpu: bool) -> Iterator[str]:
     """What a user should know of a policy."""
+    if policy.budget_tokens is not None:
+        yield (
+            f"new tokens choose {policy.budget_tokens} tokens of the KV cache to read, from layer {DENSE_LAYERS} on: "
+            "answers can differ (--kv-budget)"
+        )
     if has_gpu and not policy.is_plain:
-        yield f"the GPU is left out: it keeps keys and values as f16, not {policy.name}"
+        yield f"the GPU is left out: it keeps keys and values as f16 and reads them all, not {policy.name}"
     if policy.of_layer(0, layers) != (policy.key, policy.value):
         yield f"the first and the last layer keep keys and values as {EDGE_TYPE}; `strata kv-eval` shows what it saves"
 
 
 def kv_type(name: str, option: str) -> KVType:
-    """The type called `name`; RequestError, naming the option, if there is none."""
+    """The type called `name`, f16 for "auto"; RequestError, naming the option, if there is none."""
     try:
-        return KVType(name)
+        return KVType.F16 if name == AUTO else KVType(name)
     except ValueError as error:
         raise RequestError(
-            f"{option} {name!r} is no type of the KV cache", hint=f"it can be {', '.join(KVType)}"
+            f"{option} {name!r} is no type of the KV cache", hint=f"it can be {AUTO}, {', '.join(KVType)}"
         ) from error

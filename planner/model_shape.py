@@ -10,12 +10,13 @@ the experts, one row of the embedding, and for a tied output the embedding matri
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cpu_kernels.kv_policy import KVPolicy, token_bytes, window_bytes
+from cpu_kernels.kv_policy import KVPolicy
 from offload.errors import ModelFormatError, PlanError
 from offload.gguf import GGUFFile, TensorInfo
+from planner.kv_shape import KVHeads, kv_layers
 
 PREFILL_TOKENS = 256  # most that the programs read of a prompt at a time
 _MAX_LAYERS = 1 << 16
@@ -80,6 +81,7 @@ class ModelShape:
     tied_output: bool
     kv_window_bytes: int = 0  # of the newest keys of all layers, beside them, while a prompt is read
     merge_count: int = 0  # of the vocabulary, where it is of the kind that has merges
+    kv_heads: tuple[KVHeads, ...] = ()  # of every layer
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -122,7 +124,8 @@ class ModelShape:
         expert_used_count = gguf.get_int(f"{arch}.expert_used_count", 0, minimum=0, maximum=expert_count)
         head_count = max(_per_layer(gguf, f"{arch}.attention.head_count", block_count, default=1), default=1)
         units = _units(list(gguf.tensors.values()), expert_count, expert_used_count)
-        kv_layers = _kv_layers(gguf, block_count, embedding_length, head_count, kv or KVPolicy())
+        kv_heads = _kv_heads(gguf, block_count, embedding_length, head_count)
+        kv_sizes = kv_layers(kv_heads, kv or KVPolicy(), PREFILL_TOKENS)
         by_type: dict[str, int] = {}
         for tensor in gguf.tensors.values():
             by_type[tensor.quant_type.name] = by_type.get(tensor.quant_type.name, 0) + tensor.num_elements
@@ -137,14 +140,24 @@ class ModelShape:
             vocab_size=_vocab_size(gguf),
             expert_count=expert_count,
             expert_used_count=expert_used_count,
-            kv_bytes_per_layer=tuple(num_bytes for num_bytes, _ in kv_layers),
-            kv_window_bytes=sum(window for _, window in kv_layers),
+            kv_bytes_per_layer=tuple(num_bytes for num_bytes, _ in kv_sizes),
+            kv_window_bytes=sum(window for _, window in kv_sizes),
             num_parameters=sum(unit.num_weights for unit in units),
             active_parameters=sum(min(unit.active_weights, unit.num_weights) for unit in units),
             largest_tensor_weights=max(tensor.num_elements for tensor in gguf.tensors.values()),
             weights_by_type=tuple(sorted(by_type.items(), key=lambda item: (-item[1], item[0]))),
             tied_output="output.weight" not in gguf.tensors,
             merge_count=len(gguf.get_strings("tokenizer.ggml.merges", ())),
+            kv_heads=kv_heads,
+        )
+
+    def with_kv(self, kv: KVPolicy) -> "ModelShape":
+        """The same model that keeps keys and values by `kv`."""
+        layers = kv_layers(self.kv_heads, kv, PREFILL_TOKENS)
+        return replace(
+            self,
+            kv_bytes_per_layer=tuple(num_bytes for num_bytes, _ in layers),
+            kv_window_bytes=sum(window for _, window in layers),
         )
 
 
@@ -253,21 +266,14 @@ def _feed_forward_length(gguf: GGUFFile, block_count: int, expert_used_count: in
     return max(dense, (expert or dense) * expert_used_count, shared)
 
 
-def _kv_layers(
-    gguf: GGUFFile, block_count: int, embedding_length: int, head_count: int, kv: KVPolicy
-) -> list[tuple[int, int]]:
-    """Bytes of a token's keys and values, and of the newest keys beside them, in every layer."""
+def _kv_heads(gguf: GGUFFile, block_count: int, embedding_length: int, head_count: int) -> tuple[KVHeads, ...]:
+    """Those of every layer."""
     arch = gguf.architecture
     heads = _per_layer(gguf, f"{arch}.attention.head_count_kv", block_count, default=head_count)
     length = embedding_length // max(head_count, 1)
     key_length = gguf.get_int(f"{arch}.attention.key_length", length, minimum=0, maximum=_MAX_WIDTH)
     value_length = gguf.get_int(f"{arch}.attention.value_length", length, minimum=0, maximum=_MAX_WIDTH)
-    sizes = []
-    for layer, count in enumerate(heads):
-        key, value = kv.of_layer(layer, block_count)
-        window = window_bytes(key, count, key_length, PREFILL_TOKENS) if key_length else 0
-        sizes.append((token_bytes(key, value, count, key_length, value_length), window))
-    return sizes
+    return tuple(KVHeads(count, key_length, value_length) for count in heads)
 
 
 def _vocab_size(gguf: GGUFFile) -> int:

@@ -89,6 +89,6 @@ def _stream_notes(question: Question, fit: Fit) -> Iterator[str]:
     what = "experts" if shape.expert_count else "layers"
     yield f"RAM has room for {fit.stream_slots} of {all_slots(shape)} {what}; others are read from flash when needed"
     tokens = {"context_tokens": fit.context_tokens, "chunk_tokens": fit.chunk_tokens}
-    whole = memory_needs(shape, budget, fit.way.device, fit.way.form, **tokens).ram
+    whole = memory_needs(shape, budget, Device.CPU, fit.way.form, **tokens).ram
     if smaller := smaller_type(shape, whole, budget.ram_bytes):
         yield f"this model as {smaller} or smaller would fit in RAM"

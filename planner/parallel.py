@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from offload.gguf import GGUFFile
 from planner import cost
-from planner.executed import streaming_here, with_types
+from planner.drive import streaming_here
+from planner.executed import with_types
 from planner.model_shape import ModelShape
 from planner.plan import Plan, Settings
 from planner.profile import Profile, load_or_measure

@@ -20,9 +20,11 @@ from planner.budget import Budget
 from planner.gpu_choice import is_simulated
 from planner.kv import check_kv
 from planner.model_shape import UnitKind
+from planner.planned_draft import PlannedDraft
 from planner.profile import Residual
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
+SPILLING_LOOP = "program"  # the one that reads keys and values from flash
 
 
 class Objective(StrEnum):
@@ -116,11 +118,13 @@ class Settings:
     tuning: Tuning | None = None  # the kernels of packed weights; None: the usual ones
     cache_type_k: KVType = KVType.F16  # of all layers but the first and the last, which have at least 8 bits
     cache_type_v: KVType = KVType.F16
+    kv_ram_bytes: int | None = None  # for keys and values, the rest of which lies on flash; None: RAM has all
+    kv_budget_tokens: int | None = None  # that a new token chooses to read of a KV head; None: all
 
     @property
     def kv(self) -> KVPolicy:
-        """What layers keep keys and values in."""
-        return KVPolicy(self.cache_type_k, self.cache_type_v)
+        """What layers keep keys and values in, and how much of it is read."""
+        return KVPolicy(self.cache_type_k, self.cache_type_v, budget_tokens=self.kv_budget_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,7 @@ class Plan:
     needs: Needs
     predicted: Prediction
     notes: tuple[str, ...] = ()
+    draft: PlannedDraft | None = None  # for which its memory was set aside before the budget
 
     @property
     def is_simulated(self) -> bool:
@@ -274,6 +279,13 @@ class Plan:
         for name in ("stream_slots", "gpu_slots"):
             if getattr(settings, name) < 0:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 0")
+        if settings.kv_ram_bytes is not None and settings.kv_ram_bytes < 1:
+            raise PlanError(f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; it must be at least 1")
+        if settings.kv_ram_bytes is not None and settings.loop != SPILLING_LOOP:
+            raise PlanError(
+                f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; the {settings.loop} loop has all of them in memory",
+                hint="plan with --loop program, or leave out --kv-ram",
+            )
         check_kv(settings.kv, settings.loop)
         self._check_memories()
 

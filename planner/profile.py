@@ -35,11 +35,12 @@ from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key
 from planner import document, profile_kernels
 from planner.budget import cgroup_cpu_quota
 from planner.machine import KernelPoint
+from planner.planned_draft import LearnedAcceptance
 from planner.profile_kernels import KernelPoints
 
 log = logging.getLogger("strata.planner.profile")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MOST_HIT_POINTS = 16  # of one model
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 RESIDUAL_LIMITS = (0.2, 5.0)
@@ -78,6 +79,7 @@ class Profile:
     gpu: GpuRates | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
     hits: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # by model: (slots, hit rate)
+    acceptances: Mapping[str, LearnedAcceptance] = field(default_factory=dict)  # by target and draft
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -226,6 +228,11 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
     return folder / "strata"
+
+
+def spill_folder() -> Path:
+    """Where the files lie that keys and values go to which RAM has no room for."""
+    return cache_folder() / "kv-spill"
 
 
 def stores_folder(folder: Path | None = None) -> Path:

@@ -4,7 +4,7 @@ Knows nothing about how plans are found. A question for this machine carries its
 elsewhere carries its description instead.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
 from cpu_kernels.reference.dequantize import dequantizable
@@ -33,6 +33,8 @@ class Wish:
     loop: str = AUTO
     objective: Objective = Objective.LATENCY
     kv: KVPolicy = F16_POLICY
+    kv_ram_bytes: int | None = None  # for keys and values, the rest of which lies on flash
+    kv_is_free: bool = False  # smaller types than those of `kv` may be taken where these do not fit
 
     def check(self) -> None:
         """RequestError for what no plan could have."""
@@ -65,6 +67,10 @@ class Question:
     wish: Wish
     place: Here | Machine
 
+    def with_kv(self, kv: KVPolicy) -> "Question":
+        """The same, with keys and values kept by `kv` and nothing else."""
+        return replace(self, shape=self.shape.with_kv(kv), wish=replace(self.wish, kv=kv, kv_is_free=False))
+
     @property
     def bits_per_weight(self) -> float:
         """Bits a weight takes in the file, all tensors together."""
@@ -77,7 +83,12 @@ def ask(gguf: GGUFFile, budget: Budget, place: Here | Machine, wish: Wish) -> Qu
     shape = ModelShape.from_gguf(gguf, wish.kv)
     if wish.loop != LLAMA_CPP:
         _check_types(gguf)
-    model = PlannedModel(
+    return Question(planned_model(gguf, shape), shape, budget, wish, place)
+
+
+def planned_model(gguf: GGUFFile, shape: ModelShape) -> PlannedModel:
+    """What plans tell of the model of `gguf`, whose shape it is."""
+    return PlannedModel(
         path=str(gguf.path),
         byte_size=gguf.byte_size,
         architecture=shape.architecture,
@@ -90,7 +101,6 @@ def ask(gguf: GGUFFile, budget: Budget, place: Here | Machine, wish: Wish) -> Qu
         expert_used_count=shape.expert_used_count,
         tied_output=shape.tied_output,
     )
-    return Question(model, shape, budget, wish, place)
 
 
 def _check_types(gguf: GGUFFile) -> None:

@@ -14,8 +14,10 @@ from offload.errors import DoesNotFitError
 from offload.gguf import GGUFFile
 from planner.budget import Budget, measure_budget
 from planner.described import plan_described, with_other_tiers
+from planner.draft_choice import DraftWish, with_draft
 from planner.executed import plan_executed, predicted
 from planner.gpu_choice import FOUND, chosen_gpu, gpu_text
+from planner.kv_choice import choose_kv, with_fitting_types
 from planner.machine import Machine
 from planner.plan import Objective, Plan
 from planner.profile import Profile, load_or_measure
@@ -48,14 +50,19 @@ def plan_here(
     objective: Objective = Objective.LATENCY,
     gpu: str = FOUND,
     kv: KVPolicy | None = None,
+    kv_ram_bytes: int | None = None,
+    kv_is_free: bool = False,
+    drafts: DraftWish | None = None,
 ) -> Plan:
     """`make_plan` for this machine as it is now: GPU, profile and, where none is given, the budget are measured.
+
+    With `drafts` the best of them is planned beside the model, or none.
 
     `gpu` is "off", "auto" for the one that is found, or the description of one that is simulated; RequestError for
     anything else.
     """
-    wish = Wish(context_tokens, threads, prompt_tokens, loop, objective, kv or KVPolicy())
-    return solve_or_explain(question_here(gguf, wish, budget, gpu=chosen_gpu(gpu)))
+    wish = Wish(context_tokens, threads, prompt_tokens, loop, objective, kv or KVPolicy(), kv_ram_bytes, kv_is_free)
+    return solve_with_drafts(question_here(gguf, wish, budget, gpu=chosen_gpu(gpu)), drafts)
 
 
 def question_here(
@@ -96,6 +103,11 @@ def make_plan(
 
 def solve(question: Question) -> Plan:
     """The plan that answers a question; DoesNotFitError naming the nearest thing that fits."""
+    return choose_kv(question, _solve) if question.wish.kv_is_free else _solve(question)
+
+
+def _solve(question: Question) -> Plan:
+    """The same for types of the KV cache that are given."""
     if isinstance(question.place, Machine):
         plan = plan_described(question, question.place)
     else:
@@ -109,10 +121,21 @@ def solve_or_explain(question: Question) -> Plan:
     try:
         return solve(question)
     except DoesNotFitError as error:
+        if not question.wish.kv_is_free:
+            error = with_fitting_types(error, question, _solve)
         if isinstance(question.place, Machine):
-            raise
-
+            raise error from error.__cause__
         raise with_other_tiers(error, question) from error
+
+
+def solve_with_drafts(question: Question, drafts: DraftWish | None) -> Plan:
+    """`solve_or_explain`, with the best of the drafts beside the model, or none."""
+    plan = solve_or_explain(question)
+    if drafts is None:
+        return plan
+    plan = with_draft(question, plan, drafts)
+    plan.check()
+    return plan
 
 
 def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
@@ -127,5 +150,12 @@ def for_prompt(plan: Plan, gguf: GGUFFile, prompt_tokens: int) -> Plan:
 def question_of(plan: Plan, gguf: GGUFFile) -> Question:
     """What a plan for this machine answers, with the profile as it is now and the GPU that the plan uses."""
     settings = plan.settings
-    wish = Wish(settings.context_tokens, settings.threads, loop=settings.loop, objective=plan.objective, kv=settings.kv)
+    wish = Wish(
+        settings.context_tokens,
+        settings.threads,
+        loop=settings.loop,
+        objective=plan.objective,
+        kv=settings.kv,
+        kv_ram_bytes=settings.kv_ram_bytes,
+    )
     return ask(gguf, plan.budget, Here(load_or_measure(), chosen_gpu(gpu_text(settings.device))), wish)

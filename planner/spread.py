@@ -97,6 +97,7 @@ def settings_for(question: Question, machine: Machine, context_tokens: int, devi
         weights_form=WeightsForm.PACKED,
         cache_type_k=question.wish.kv.key,
         cache_type_v=question.wish.kv.value,
+        kv_budget_tokens=question.wish.kv.budget_tokens,
         loop=SIMULATED,
         device="gpu" if device is Device.GPU else "cpu",
     )

@@ -116,14 +116,24 @@ def step_seconds(
     their layer's router, and of the arithmetic only that of experts which are there goes on meanwhile.
     """
     missed = missed_bytes(shape, streaming.curve, slots=settings.stream_slots, tokens=tokens)
-    parts = num_layers(shape) * max(shape.expert_count, 1) * 3
-    read_bytes = min(sum(unit.num_bytes for unit in streamed_units(shape)) // parts, READ_BYTES)
-    reading = missed / (READ_SHARE * _rate(streaming.flash, read_bytes))
+    reading = missed / read_bytes_per_s(shape, streaming.flash)
     packing = missed / (PACK_BYTES_PER_S * settings.threads)
     arriving = max(reading, packing)
     if _used_share(shape, tokens) >= DENSE_SHARE:  # what is packed takes the time of those who compute
         arriving = max(reading - cpu_seconds, packing)
     return {Bottleneck.FLASH: arriving, Bottleneck.RAM_BANDWIDTH: cpu_seconds}
+
+
+def read_bytes_per_s(shape: ModelShape, flash: Flash) -> float:
+    """At which the drive brings what steps lack, by the size of their reads."""
+    parts = num_layers(shape) * max(shape.expert_count, 1) * 3
+    read_bytes = min(sum(unit.num_bytes for unit in streamed_units(shape)) // parts, READ_BYTES)
+    return reads_bytes_per_s(flash, read_bytes)
+
+
+def reads_bytes_per_s(flash: Flash, read_bytes: int) -> float:
+    """At which a drive brings reads of that size, layer after layer."""
+    return READ_SHARE * _rate(flash, read_bytes)
 
 
 def _used_share(shape: ModelShape, tokens: int) -> float:

@@ -5,12 +5,14 @@ from flash into slots when a step needs them. Knows nothing about speed. Anythin
 simulated, not run.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offload.errors import RequestError
 from offload.tiers import Device, Tier
 from planner.budget import Budget
+from planner.kv_spill import all_kv_bytes, least_kv_ram_bytes
 from planner.memory import FLOAT32_BYTES, fits, memory_needs
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Needs, Placement, WeightsForm
@@ -32,6 +34,7 @@ class Way:
     device: Device
     form: WeightsForm
     streams: bool = False  # from flash what `streamed.streamed_units` tells
+    spills: bool = False  # keys and values to flash
 
     @property
     def tier(self) -> Tier:
@@ -40,11 +43,14 @@ class Way:
 
 
 HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED)  # parts on the GPU, parts on the CPU: see `planner.hybrid`
+STREAMED_HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED, streams=True)
 # Of each device the quickest way first, the one that needs least RAM last.
 EXECUTED = (
     HYBRID_WAY,
+    STREAMED_HYBRID_WAY,
     Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
+    Way(PROGRAM, Device.CPU, WeightsForm.PACKED, spills=True),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED, streams=True),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
@@ -68,6 +74,7 @@ class Fit:
     needs: Needs
     stream_slots: int = 0
     gpu_slots: int = 0
+    kv_ram_bytes: int | None = None
     placements: tuple[Placement, ...] = ()  # of a hybrid: others hold all in one way
 
 
@@ -80,12 +87,21 @@ def ways_for(loop: str, shape: ModelShape, *, has_gpu: bool) -> tuple[Way, ...]:
     )
 
 
-def fitting(shape: ModelShape, budget: Budget, ways: Sequence[Way], context_tokens: int | None) -> tuple[Fit, ...]:
-    """The first of `ways` that fits on each device; a context of None is chosen, and cut where memory is short."""
+def fitting(
+    shape: ModelShape,
+    budget: Budget,
+    ways: Sequence[Way],
+    context_tokens: int | None,
+    kv_ram_bytes: int | None = None,
+) -> tuple[Fit, ...]:
+    """The first of `ways` that fits on each device; a context of None is chosen, and cut where memory is short.
+
+    `kv_ram_bytes`: that keys and values may take at most, where not all that is free.
+    """
     wanted = context_tokens or default_context(shape)
     found: dict[Device, Fit] = {}
     for way in ways:
-        if way.device not in found and (fit := fit_way(shape, budget, way, wanted)) is not None:
+        if way.device not in found and (fit := fit_way(shape, budget, way, wanted, kv_ram_bytes)) is not None:
             found[way.device] = fit
     if not found and context_tokens is None and (shorter := longest_context(shape, budget, ways[-1], wanted)):
         return (shorter,)
@@ -97,10 +113,14 @@ def default_context(shape: ModelShape) -> int:
     return min(shape.context_length, DEFAULT_CONTEXT_TOKENS)
 
 
-def fit_way(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
-    """This way of holding the model with the largest prefill chunk that fits."""
+def fit_way(
+    shape: ModelShape, budget: Budget, way: Way, context_tokens: int, kv_ram_bytes: int | None = None
+) -> Fit | None:
+    """This way of holding the model with the largest prefill chunk that fits; `kv_ram_bytes` as for `fitting`."""
     if way.streams:
         return _fit_streamed(shape, budget, way, context_tokens)
+    if way.spills:
+        return _fit_spilled(shape, budget, way, context_tokens, kv_ram_bytes)
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
     while True:
         needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
@@ -109,6 +129,21 @@ def fit_way(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) ->
         if chunk <= MIN_CHUNK_TOKENS:
             return None
         chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
+
+
+def _fit_spilled(
+    shape: ModelShape, budget: Budget, way: Way, context_tokens: int, most_kv_bytes: int | None
+) -> Fit | None:
+    """As much of the keys and values in RAM as there is room for, and no more than `most_kv_bytes`."""
+    chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
+    needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
+    held = shape.kv_bytes_per_token * context_tokens
+    room = budget.ram_bytes - (needs.ram.needed_bytes - held)
+    kv_bytes = min(room, all_kv_bytes(shape, context_tokens), sys.maxsize if most_kv_bytes is None else most_kv_bytes)
+    if kv_bytes < least_kv_ram_bytes(shape, context_tokens):
+        return None
+    ram = replace(needs.ram, kv_bytes=needs.ram.kv_bytes - held + kv_bytes)
+    return Fit(way, context_tokens, chunk, replace(needs, ram=ram), kv_ram_bytes=kv_bytes)
 
 
 def _fit_streamed(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
@@ -149,7 +184,11 @@ def held_units(shape: ModelShape, form: WeightsForm, context_tokens: int) -> Ite
 def placements(shape: ModelShape, fit: Fit) -> tuple[Placement, ...]:
     """Every unit, and the KV cache of every layer, where `fit` holds and computes them."""
     return fit.placements or tuple(
-        Placement(name, kind, layer_of(name), num_bytes, tier_of(shape, fit.way, name), fit.way.device)
+        Placement(
+            *(name, kind, layer_of(name)),
+            num_bytes if kind is not UnitKind.KV or fit.kv_ram_bytes is None else fit.kv_ram_bytes // shape.block_count,
+            *(tier_of(shape, fit.way, name), fit.way.device),
+        )
         for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens)
     )
 

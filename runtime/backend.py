@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from cpu_kernels.tuning import Tuning
 from offload.errors import DeviceError, PlanError
 from offload.gguf import GGUFFile
+from planner import gpu_products
 from planner.hybrid import brought_slots
 from planner.hybrid_memory import kv_tokens
 from planner.hybrid_rates import expert_rates
 from planner.hybrid_split import split_of
 from planner.model_shape import ModelShape
 from planner.plan import Plan, Settings, WeightsForm
-from planner.profile import stores_folder
+from planner.profile import spill_folder, stores_folder
 from planner.solve import question_of
 from planner.spread import machine_of
 from planner.ways import HYBRID, LLAMA_CPP, PROGRAM, SEQUENTIAL
@@ -27,9 +28,12 @@ from runtime.executor.base import Executor
 
 if TYPE_CHECKING:
     from cpu_kernels.isa import ISA
+    from gpu_kernels.device import GpuDevice
     from gpu_kernels.kernels import Kernels
     from runtime.executor.hybrid.executor import HybridExecutor
     from runtime.executor.hybrid.rates import HybridRates
+    from runtime.executor.program.kv_tiers import KVTiers
+    from runtime.streamed import StreamedWeights
 
 log = logging.getLogger("strata.backend")
 
@@ -71,7 +75,7 @@ def hybrid_executor(
     from runtime.executor.hybrid.placement import HybridPlacement  # noqa: PLC0415
 
     model, settings, isa = describe(gguf), plan.settings, current_isa()
-    shape = ModelShape.from_gguf(gguf)
+    shape, tuning = ModelShape.from_gguf(gguf), _followed(settings.tuning, isa)
     split = split_of(shape, plan.placements, settings.gpu_slots)
     room = plan.budget.gpu_bytes - plan.needs.gpu.process_bytes
     try:
@@ -95,8 +99,9 @@ def hybrid_executor(
         chunk_tokens=settings.prefill_chunk_tokens,
         context_tokens=kv_tokens(settings.context_tokens),
         isa=isa,
-        tuning=_followed(settings.tuning, isa),
-        kernels=kernels,
+        tuning=tuning,
+        streamed=_streamed(gguf, model, isa, settings, tuning) if settings.stream_slots else None,
+        kernels=kernels or _gpu_kernels(gguf, device),
         rates=_hybrid_rates(gguf, plan),
         on_load=on_load,
     )
@@ -104,12 +109,27 @@ def hybrid_executor(
     return executor
 
 
+def _gpu_kernels(gguf: GGUFFile, device: "GpuDevice") -> "Kernels":
+    """Those that suit the GPU, with ways of the model's products that are measured once and kept."""
+    from gpu_kernels.dispatch import Measured, kernels_for  # noqa: PLC0415 - brings torch
+
+    if device.is_simulated:
+        return kernels_for(str(device.torch_device), is_simulated=True)
+    known = gpu_products.known_ways(device.name)
+    measured = Measured(gpu_products.shapes_of(gguf), dict(known))
+    kernels = kernels_for(str(device.torch_device), measured=measured)
+    if measured.ways != known:
+        gpu_products.keep_ways(device.name, measured.ways)
+    return kernels
+
+
 def _hybrid_rates(gguf: GGUFFile, plan: Plan) -> "HybridRates | None":
     """By which experts are brought to the GPU for a step; None where there are none to be brought."""
     from runtime.executor.hybrid.rates import HybridRates  # noqa: PLC0415
 
     question = question_of(plan, gguf)
-    rates = expert_rates(question.shape, machine_of(question), plan.settings.threads)
+    settings = plan.settings
+    rates = expert_rates(question.shape, machine_of(question), settings.threads, streams=settings.stream_slots > 0)
     return None if rates is None or not plan.settings.gpu_slots else HybridRates(*astuple(rates))
 
 
@@ -117,25 +137,45 @@ def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress
     from cpu_kernels.isa import current as current_isa  # noqa: PLC0415
     from runtime.executor.program import ProgramExecutor  # noqa: PLC0415 - brings llvmlite and numba
     from runtime.panels import PanelWeights  # noqa: PLC0415
-    from runtime.stored import stored_bundles  # noqa: PLC0415
-    from runtime.streamed import GGUFBundles, StreamedWeights  # noqa: PLC0415
 
     isa = current_isa()
     tuning = _followed(settings.tuning, isa)
     if not settings.stream_slots:
         weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, tuning=tuning)
         weights.load(on_load)
-        executor = ProgramExecutor(model, weights, threads=settings.threads, kv_policy=settings.kv)
+        executor = ProgramExecutor(
+            model, weights, threads=settings.threads, kv_policy=settings.kv, kv_tiers=_kv_tiers(model, settings)
+        )
     else:
-        source = stored_bundles(gguf, model, isa, stores_folder(), tuning) or GGUFBundles(gguf, model, isa, tuning)
-        streamed = StreamedWeights(source, model, isa, slots=settings.stream_slots, tuning=tuning)
+        streamed = _streamed(gguf, model, isa, settings, tuning)
         weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed, tuning=tuning)
         weights.load(on_load)
-        chunk = settings.prefill_chunk_tokens
-        options = {"threads": settings.threads, "chunk_tokens": chunk}
-        executor = ProgramExecutor(model, weights, **options, kv_policy=settings.kv)
+        threads, chunk = settings.threads, settings.prefill_chunk_tokens
+        executor = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk, kv_policy=settings.kv)
     executor.warm_up()
     return executor
+
+
+def _kv_tiers(model: Model, settings: Settings) -> "KVTiers | None":
+    """Where keys and values lie that RAM shall not hold; None where it holds all."""
+    from offload.kv_chunks import ChunkStore  # noqa: PLC0415 - as what they are for
+    from offload.kv_spill import SpillFile  # noqa: PLC0415
+    from runtime.executor.program.kv_tiers import KVTiers  # noqa: PLC0415 - brings llvmlite and numba
+
+    if settings.kv_ram_bytes is None:
+        return None
+    shape = (model.block_count, model.head_count_kv, model.key_length, model.value_length, settings.context_tokens)
+    slot_bytes = max(layout.chunk_bytes for layout in settings.kv.layouts(*shape))
+    return KVTiers(ChunkStore(SpillFile(spill_folder(), slot_bytes)), settings.kv_ram_bytes)
+
+
+def _streamed(gguf: GGUFFile, model: Model, isa: "ISA", settings: Settings, tuning: Tuning | None) -> "StreamedWeights":
+    """Places for what does not fit in RAM, filled from the model's store, if there is one, or from its file."""
+    from runtime.stored import stored_bundles  # noqa: PLC0415 - brings llvmlite and numba
+    from runtime.streamed import GGUFBundles, StreamedWeights  # noqa: PLC0415
+
+    source = stored_bundles(gguf, model, isa, stores_folder(), tuning) or GGUFBundles(gguf, model, isa, tuning)
+    return StreamedWeights(source, model, isa, slots=settings.stream_slots, tuning=tuning)
 
 
 def _followed(tuning: Tuning | None, isa: "ISA") -> Tuning | None:

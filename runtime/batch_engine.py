@@ -6,6 +6,7 @@ Knows nothing about files. Invariant: a request that `prepare` let through does 
 import threading
 from collections.abc import Generator, Iterable
 
+from offload.errors import StrataError
 from runtime.batch_records import BatchAnswer
 from runtime.batch_requests import BatchRequest, PreparedRequest
 from runtime.engine import Engine
@@ -34,9 +35,12 @@ class EngineForBatch:
 
     def complete_batch(
         self, requests: Iterable[PreparedRequest], *, parallel: int, cancelled: threading.Event | None
-    ) -> Generator[tuple[int, BatchAnswer], None, None]:
+    ) -> Generator[tuple[int, BatchAnswer | StrataError], None, None]:
         """Answers with the indices of their requests, in the order in which they are finished."""
         prepared = (Request(one.prompt_ids, one.sampling, one.stop, one.max_tokens) for one in requests)
         for index, answer in self._engine.stream_batch(prepared, parallel=parallel, cancelled=cancelled):
+            if isinstance(answer, StrataError):
+                yield index, answer
+                continue
             tokens = len(answer.token_ids)
             yield index, BatchAnswer(answer.text, answer.finish_reason, answer.prompt_tokens, tokens)

@@ -18,6 +18,7 @@ from offload.errors import RequestError
 from runtime.engine import Engine
 from runtime.executor.base import KVHandle, Step, WindowedKV
 from runtime.sampler import SamplingParams
+from runtime.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,16 @@ class BenchResult:
 
 
 def measure(
-    engines: Sequence[Engine], test: BenchTest, *, repetitions: int, on_repetition: Callable[[int, int], None]
+    engines: Sequence[Engine],
+    test: BenchTest,
+    *,
+    repetitions: int,
+    on_repetition: Callable[[int, int], None],
+    trace: Trace | None = None,
 ) -> list[BenchResult]:
     """Run a test once on each engine to warm up and then `repetitions` times, the engines in turn.
 
-    The context before a test is computed once and kept: each repetition goes back to its end.
+    The context before a test is computed once and kept: each repetition goes back to its end. `trace` shows each run.
     """
     for engine in engines:
         if test.rows > engine.context_tokens:
@@ -77,6 +83,9 @@ def measure(
     for repetition in range(repetitions + 1):
         for engine, kv, samples in zip(engines, caches, rates, strict=True):
             seconds = _seconds(engine, kv, test, ids)
+            if trace is not None:
+                ended = time.perf_counter()
+                trace.add(engine.plan.settings.loop, test.name, ended - seconds, ended, repetition=repetition)
             if repetition:
                 samples.append((test.prompt_tokens + test.generated_tokens) / seconds)
         on_repetition(repetition, repetitions)

@@ -7,7 +7,7 @@ run beside it; the KV caches of all sequences together hold at most the plan's c
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.kv_policy import KVPolicy
-from cpu_kernels.kv_types import KVType
 from offload.cache_counts import CacheCounts
 from offload.closing import Closing, closed_on_error
-from offload.errors import RequestError
+from offload.errors import RequestError, SequenceError
 from offload.gguf import GGUFFile
 from offload.routing_trace import TraceRecorder, model_name
 from planner.budget import Budget
@@ -35,29 +34,23 @@ from runtime.executor.base import GpuExecutor, RoutedExecutor, Step
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
 from runtime.measured import measurement
 from runtime.replan import Replan
+from runtime.running_batch import RunningBatch, SizedRequest
 from runtime.sampler import SamplingParams
 from runtime.session import RowsSource, Session
 from runtime.session_rows import RowsKeys
+from runtime.shared_prefix import SharedPrefixes
+from runtime.speculative.known import draft_wish
 from runtime.speculative.options import DraftOptions
 from runtime.speculative.speculation import Speculation, make_speculation
 from runtime.stepper import Stepper
 from runtime.text import ModelText
 from runtime.tokenizer import Tokenizer
+from runtime.trace import Trace
 
 log = logging.getLogger("strata.engine")
 
 Progress = Callable[[int, int], None]
 """Called with (done, total): bytes while loading, tokens while a prompt is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    """A request, its token ids, and the KV rows it may need."""
-
-    index: int
-    request: Request
-    ids: list[int]
-    rows: int
 
 
 class Engine(Closing):
@@ -67,8 +60,9 @@ class Engine(Closing):
     `loop` is "hybrid" (GPU and CPU), "program" (kernels on packed weights), "sequential" (the slow reference),
     "llama.cpp" (llama-cpp-python, the extra `peer`) or "auto"; `gpu` is "off", "auto" or the description of one that is
     to be simulated ("sim:vram=4GiB,bw=192GB/s,link=6GB/s,tflops=6"). `cache_type_k` and `cache_type_v` are the KV
-    cache's types: f16, bf16, q8_0, q4_0, kivi4 or kivi2. `draft` says which drafts to decode with: answers
-    are the same with and without.
+    cache's types: f16, bf16, q8_0, q4_0, kivi4 or kivi2; "auto" is f16, or less where that does not fit. `kv_budget`
+    has new tokens choose so many of its tokens to read, which can change answers. `kv_ram_bytes`: RAM for it, the rest
+    of which lies on flash. `draft` says which drafts to decode with: answers are the same with and without.
     """
 
     def __init__(
@@ -81,8 +75,10 @@ class Engine(Closing):
         budget: Budget | None = None,
         loop: str = AUTO,
         gpu: str = FOUND,
-        cache_type_k: str = KVType.F16,
-        cache_type_v: str = KVType.F16,
+        cache_type_k: str = AUTO,
+        cache_type_v: str = AUTO,
+        kv_budget: int | None = None,
+        kv_ram_bytes: int | None = None,
         chat_template: str | None = None,
         text: ModelText | None = None,
         draft: DraftOptions | None = None,
@@ -98,7 +94,14 @@ class Engine(Closing):
                 budget=budget,
                 loop=loop,
                 gpu=gpu,
-                kv=KVPolicy(kv_type(cache_type_k, "cache_type_k"), kv_type(cache_type_v, "cache_type_v")),
+                kv=KVPolicy(
+                    kv_type(cache_type_k, "cache_type_k"),
+                    kv_type(cache_type_v, "cache_type_v"),
+                    budget_tokens=kv_budget,
+                ),
+                kv_is_free=cache_type_k == cache_type_v == AUTO,
+                kv_ram_bytes=kv_ram_bytes,
+                drafts=draft_wish(draft or DraftOptions(), self._gguf, self.text.tokenizer),
             )
             if plan is None
             else check_runnable(plan, self._gguf)
@@ -107,6 +110,7 @@ class Engine(Closing):
         with closed_on_error(self.executor):
             self._drafts = make_speculation(draft or DraftOptions(), self._gguf, self.text, self.plan, self.executor)
         self._stepper = Stepper(self.plan, self.executor, self._drafts)
+        self._prefixes = SharedPrefixes(self.executor)
         self.measured: Measurement | None = None
         self.rows: RowsSource | None = None  # of new sequences: where rows that were computed before may lie
 
@@ -129,6 +133,11 @@ class Engine(Closing):
     def context_tokens(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.plan.settings.context_tokens
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of prompts so far that were computed for another prompt which began with them too."""
+        return self._prefixes.tokens
 
     @property
     def replanned(self) -> tuple[Replan, ...]:
@@ -187,6 +196,8 @@ class Engine(Closing):
             self._stepper.end(generation)
             self.measured = self._measurement(generation, read)
             log.info("seed %s, %s", generation.sampler.seed, generation.timing)
+        if generation.error is not None:
+            raise generation.error
         generation.session.keep()
 
     def generate_batch(
@@ -203,42 +214,37 @@ class Engine(Closing):
             prompt if isinstance(prompt, Request) else Request(prompt, default, tuple(stop), max_tokens)
             for prompt in prompts
         ]
-        answers = dict(self.stream_batch(requests))
+        answers: dict[int, Completion] = {}
+        for index, answer in self.stream_batch(requests):
+            if isinstance(answer, SequenceError):
+                raise answer
+            answers[index] = answer
         return [answers[index] for index in range(len(requests))]
 
     def stream_batch(
         self, requests: Iterable[Request], *, parallel: int = 8, cancelled: threading.Event | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index of the request, answer) as answers end; at most `parallel` run at once.
+    ) -> Iterator[tuple[int, Completion | SequenceError]]:
+        """Yield (index of the request, answer) as answers end, or why one could not; at most `parallel` run at once.
 
-        A request waits until the KV rows it may need are free, so that all together stay within the plan's context.
+        A request waits until the KV rows it may need are free, so that all together stay within the plan's context, and
+        while another computes what both begin with.
         `cancelled` ends the batch at a token boundary; unfinished answers are not yielded.
         """
-        waiting = (self._sized(index, request) for index, request in enumerate(requests))
-        following, free_rows = next(waiting, None), self.context_tokens
-        running: dict[int, Generation] = {}
-
-        def room() -> int:
-            """Sequences that may run at once: while RAM is short, no more than run already, but for one."""
-            return min(parallel, max(len(running), 1)) if self._stepper.replanner.is_pressed else parallel
-
+        batch = RunningBatch(
+            (self._sized(index, request) for index, request in enumerate(requests)),
+            begin=self._generation,
+            stepper=self._stepper,
+            prefixes=self._prefixes,
+            rows=self.rows,
+            context_tokens=self.context_tokens,
+            parallel=parallel,
+        )
         self._stepper.begin()
-        while running or following is not None:
-            while following is not None and len(running) < room() and following.rows <= free_rows:
-                session = Session(self.executor.new_kv(following.rows), self.rows)
-                running[following.index] = self._generation(following.request, following.ids, session)
-                free_rows -= following.rows
-                following = next(waiting, None)
+        while not batch.is_over:
+            yield from batch.start()
             if cancelled is not None and cancelled.is_set():
                 return
-            self._stepper.advance(list(running.values()))
-            for index, generation in list(running.items()):
-                if generation.finished:
-                    self._stepper.end(generation)
-                    generation.session.keep()
-                    del running[index]
-                    free_rows += generation.rows
-                    yield index, generation.completion()
+            yield from batch.advance()
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token of `ids`, computed from an empty cache: float32 (tokens, vocabulary)."""
@@ -265,10 +271,16 @@ class Engine(Closing):
         """Decode the next answers with those drafts, which stay their owner's to close; None: without."""
         self._stepper.speculation = speculation
 
+    def trace(self, trace: Trace) -> None:
+        """Show there what is done when, from now on."""
+        self._stepper.trace(trace)
+
     def learn(self) -> Measurement | None:
         """Keep the last run's speeds beside the prediction, so that later predictions are corrected; returns them."""
         if self.measured is not None:
             record_run(self.plan, self._stepper.replanner.lesson(self.measured))
+        if self.speculation is not None:
+            self.speculation.learn()
         return self.measured
 
     def close(self) -> None:
@@ -279,12 +291,12 @@ class Engine(Closing):
         self.text.close()
         self._gguf.close()
 
-    def _sized(self, index: int, request: Request) -> _Sized:
+    def _sized(self, index: int, request: Request) -> SizedRequest:
         """The request with its token ids and the KV rows it may come to need."""
         ids = self.prompt_ids(request.prompt)
         check_prompt(ids, self.tokenizer.vocab_size, self.context_tokens)
         more = self.context_tokens if request.max_tokens is None else request.max_tokens
-        return _Sized(index, request, ids, min(self.context_tokens, len(ids) + more))
+        return SizedRequest(index, request, ids, min(self.context_tokens, len(ids) + more))
 
     def _generation(self, request: Request, ids: Sequence[int], session: Session) -> Generation:
         """The state of an answer that begins."""

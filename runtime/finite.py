@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from cpu_kernels.formats import PanelFormat
 from cpu_kernels.panel_rows import PanelSums
 from cpu_kernels.reference.dequantize import dequantize
+from gpu_kernels.layouts import LAYOUTS
 from offload.errors import ModelFormatError
 from offload.gguf import TensorInfo
 from offload.source import FileName
@@ -30,6 +31,25 @@ class FiniteCheck:
         if not np.isfinite(sums).all():
             with np.errstate(invalid="ignore", over="ignore"):
                 self.values(tensor, dequantize(data[~np.isfinite(sums)], tensor.quant_type))
+
+    def rows(self, tensor: TensorInfo, data: NDArray[np.uint8]) -> None:
+        """Looks at raw rows, (rows, bytes of a row).
+
+        Weights are finite where the floats of their quant blocks are; blocks without floats of their own are decoded.
+        """
+        block = LAYOUTS[tensor.quant_type.name]
+        blocks = data.reshape(len(data), -1, block.block_bytes)
+        floats = [
+            np.ascontiguousarray(blocks[..., field.offset : field.offset + field.num_bytes]).view(field.dtype)
+            for field in block.fields
+            if field.dtype.startswith("float")
+        ]
+        suspect = np.full(len(data), not floats)
+        for numbers in floats:
+            suspect |= ~np.isfinite(numbers).all(axis=(1, 2))
+        if suspect.any():
+            with np.errstate(invalid="ignore", over="ignore"):
+                self.values(tensor, dequantize(data[suspect], tensor.quant_type))
 
     def values(self, tensor: TensorInfo, values: NDArray[np.float32]) -> None:
         """Looks at decoded weights."""

@@ -4,6 +4,7 @@ Knows nothing of how logits are computed, nor of other sequences. Invariants: ex
 concatenated texts are the whole answer, with no half character and no part of a stop string.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.errors import RequestError
+from offload.errors import RequestError, SequenceError
 from runtime.executor.base import Step
 from runtime.sampler import Sampler, SamplingParams
 from runtime.session import Session
 from runtime.stop_strings import StopStrings
 from runtime.tokenizer import Tokenizer
+
+log = logging.getLogger("strata.generation")
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -106,6 +109,8 @@ class Generation:
         self.timing = Timing()
         self.sampler = Sampler(sampling, tokenizer.vocab_size, prompt_ids)
         self.finish_reason: FinishReason | None = None
+        self.error: SequenceError | None = None  # that ended it
+        self._lost_from = session.kv.capacity_tokens  # the first token whose row was lost so far
         self.pieces: list[Piece] = []
         self._tokenizer = tokenizer
         self.session = session
@@ -120,8 +125,8 @@ class Generation:
 
     @property
     def finished(self) -> bool:
-        """Whether the answer has ended."""
-        return self.finish_reason is not None
+        """Whether the answer has ended, or an error has ended it."""
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def tokens_left(self) -> int:
@@ -159,6 +164,16 @@ class Generation:
         piece = Piece(text, sampled.token_id, sampled.logprob, sampled.top_logprobs, self.finish_reason)
         self.pieces.append(piece)
         return piece
+
+    def lose_rows(self, error: SequenceError) -> None:
+        """Rows of its cache were lost and are computed again; where they were before, or none is, the answer ends."""
+        kv = self.session.kv
+        if error.kept_tokens >= min(kv.length, self._lost_from):
+            self.error = error
+            return
+        self._lost_from = error.kept_tokens
+        log.warning("%s; they are computed again", error)
+        kv.truncate(error.kept_tokens)
 
     def wind_up(self) -> bool:
         """Let the next token be the last one; an answer that has not begun ends at once, which gives True."""

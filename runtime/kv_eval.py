@@ -1,8 +1,10 @@
-"""What the KV cache's types cost in quality: perplexity, divergence and retrieval beside the same model's float16.
+"""What the KV cache's types, and reading a part of it, cost in quality: perplexity, divergence and retrieval beside the
+same model's float16.
 
 Every policy goes through the same tokens in step with float16: chunks of a text as for `runtime.perplexity`, the second
 half of each scored; then a needle, which is a run of random tokens, somewhere in the text, whose beginning comes again
-at the end: does the model go on with the rest? Knows nothing about tokenizers, planners and terminals.
+at the end: does the model go on with the rest? Questions may be given in place of needles. Knows nothing about
+tokenizers, planners and terminals.
 """
 
 import math
@@ -16,6 +18,7 @@ from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
 from offload.errors import ModelFormatError, RequestError
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
+from runtime.kv_questions import Question, found_tokens
 
 MIN_CONTEXT_TOKENS = 64
 ROWS_AT_ONCE = 64  # bounds what is held of logits
@@ -29,8 +32,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class PolicyScore:
     """How one policy does: `divergence` is the mean of KL(float16 || policy) in nats a token, `worst` its 99th
-    percentile, `same_top` how often both would choose the same token, `retrieved` the share of needles' tokens that
-    come first, `share` the cache's bytes beside those of float16.
+    percentile, `same_top` how often both would choose the same token, `retrieved` the share of needles' or answers'
+    tokens that come first, `share` the cache's bytes beside those of float16, `read` the share of its blocks that are
+    read under a budget, in layers that have one.
     """
 
     policy: str
@@ -40,6 +44,7 @@ class PolicyScore:
     worst: float
     same_top: float
     retrieved: float | None
+    read: float = 1.0
 
 
 @dataclass(slots=True)
@@ -51,6 +56,14 @@ class _Sums:
     same: int = 0
     needles: int = 0
     found: int = 0
+    blocks: int = 0
+    read_blocks: int = 0
+
+    def count(self, kv: ProgramKV) -> None:
+        """Adds what was read of a cache."""
+        if kv.abstracts is not None:
+            counts = kv.abstracts.counts
+            self.blocks, self.read_blocks = self.blocks + counts.blocks, self.read_blocks + counts.read_blocks
 
 
 def evaluate(
@@ -61,11 +74,13 @@ def evaluate(
     context_tokens: int,
     bos_id: int | None,
     max_chunks: int | None = None,
+    questions: Sequence[Question] = (),
     progress: Progress | None = None,
 ) -> list[PolicyScore]:
     """Scores of float16, then of `policies`, over the text's token `ids`.
 
-    RequestError for a context or text too short, ModelFormatError on logits that are not finite.
+    `questions` take the place of needles. RequestError for a context or text too short, ModelFormatError on logits that
+    are not finite.
     """
     if context_tokens < MIN_CONTEXT_TOKENS:
         raise RequestError(f"a context of {context_tokens} tokens; at least {MIN_CONTEXT_TOKENS} show something")
@@ -75,17 +90,24 @@ def evaluate(
     every = [F16_POLICY, *policies]
     sums = [_Sums() for _ in every]
     divergences: list[list[NDArray[np.float64]]] = [[] for _ in every]
-    needles = [place for place in NEEDLE_PLACES if context_tokens >= 4 * NEEDLE_TOKENS]
     for chunk in range(chunks):
         tokens = list(ids[chunk * context_tokens : (chunk + 1) * context_tokens])
         if bos_id is not None:
             tokens[0] = bos_id
-        _score_chunk([executor.new_kv(context_tokens, policy) for policy in every], executor, tokens, sums, divergences)
-        place = needles[chunk % len(needles)]
-        for each, policy in zip(sums, every, strict=True):
-            _find_needle(executor, executor.new_kv(context_tokens, policy), tokens, place, chunk, each)
+        caches = [executor.new_kv(context_tokens, policy) for policy in every]
+        _score_chunk(caches, executor, tokens, sums, divergences)
+        for each, policy, kv in zip(sums, every, caches, strict=True):
+            each.count(kv)
+            if not questions:
+                place = NEEDLE_PLACES[chunk % len(NEEDLE_PLACES)]
+                _find_needle(executor, executor.new_kv(context_tokens, policy), tokens, place, chunk, each)
         if progress is not None:
-            progress(chunk + 1, chunks)
+            progress(chunk + 1, chunks + len(questions))
+    for number, question in enumerate(questions, chunks + 1):
+        for each, policy in zip(sums, every, strict=True):
+            _ask(executor, executor.new_kv(question.num_tokens, policy), question, each)
+        if progress is not None:
+            progress(number, chunks + len(questions))
     plain = executor.new_kv(context_tokens, F16_POLICY).num_bytes
     return [
         PolicyScore(
@@ -96,6 +118,7 @@ def evaluate(
             worst=float(np.quantile(np.concatenate(parts), 0.99)),
             same_top=total.same / total.tokens,
             retrieved=total.found / total.needles if total.needles else None,
+            read=total.read_blocks / total.blocks if total.blocks else 1.0,
         )
         for policy, total, parts in zip(every, sums, divergences, strict=True)
     ]
@@ -136,6 +159,12 @@ def _find_needle(
     rows = executor.forward([Step(needle[CUE_TOKENS - 1 : -1], kv)], logits="all")[0]
     total.needles += len(rows)
     total.found += int((rows.argmax(1) == np.array(needle[CUE_TOKENS:])).sum())
+
+
+def _ask(executor: ProgramExecutor, kv: ProgramKV, question: Question, total: _Sums) -> None:
+    total.needles += len(question.answer)
+    total.found += found_tokens(executor, kv, question)
+    total.count(kv)
 
 
 def _log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:

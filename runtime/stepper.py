@@ -1,19 +1,21 @@
-"""One step of the sequences that an engine answers: plain, or with drafts where a sequence is alone and drafts pay.
+"""One step of the sequences that an engine answers: plain, or with drafts where they pay.
 
-Knows nothing of prompts or text. Invariants: a step gives every sequence at most one token, and the same one with and
-without drafts; its time is held against the plan.
+Knows nothing of prompts or text. Invariants: sequences get the same tokens with and without drafts, one that is alone
+at most one a step; a step's time is held against the plan.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from offload.errors import SequenceError
 from planner.plan import Plan
-from runtime.executor.base import Executor
+from runtime.executor.base import Executor, RoutedExecutor
 from runtime.generation import Generation, Piece
 from runtime.replan import Replanner
 from runtime.speculative.sequence import Passed, PlainTokens
 from runtime.speculative.speculation import Speculation
+from runtime.trace import Trace
 
 
 class Stepper:
@@ -23,13 +25,21 @@ class Stepper:
         self.replanner = Replanner(plan, executor)
         self._executor = executor
         self.speculation = speculation
-        self._alone: Generation | None = None  # the sequence for which drafts are put off
-        self._plain_tokens = 0
+        self._trace: Trace | None = None
+        self._idle: tuple[Generation, ...] = ()  # the sequences for which drafts are put off
+        self._plain_tokens = 0  # that each still gets meanwhile
+        self._idled = 0  # that each got
 
     @property
     def needs_answers(self) -> bool:
         """Whether each answer must be known by `foresee` before it begins."""
         return self.speculation is not None and self.speculation.needs_answers
+
+    def trace(self, trace: Trace) -> None:
+        """Shows there what is done when, from now on."""
+        self._trace = trace
+        if self.speculation is not None:
+            self.speculation.totals.trace = trace
 
     def begin(self) -> None:
         """A run begins: what it measures is told apart."""
@@ -46,28 +56,62 @@ class Stepper:
         generation.timing = replace(generation.timing, started_s=time.perf_counter())
 
     def advance(self, generations: Sequence[Generation]) -> list[Piece | None]:
-        """The next token of each, None for one whose prompt is not through."""
+        """The next token of each, None for one whose prompt is not through; the last of several with drafts.
+
+        Where one of them cannot go on as it is (`SequenceError`) none gets a token: its lost rows are computed again by
+        the next steps, or it ends.
+        """
+        try:
+            return self._advance(generations)
+        except SequenceError as error:
+            lost = next((generation for generation in generations if generation.session.kv is error.kv), None)
+            if lost is None:
+                raise
+            for generation in generations:
+                if self.speculation is not None:
+                    self.speculation.settle(generation)
+            lost.lose_rows(error)
+            return [None for _ in generations]
+
+    def _advance(self, generations: Sequence[Generation]) -> list[Piece | None]:
         if self.speculation is None:
             return self._plain(generations)
-        if len(generations) > 1 or not generations[0].pieces:
+        if self._idle == tuple(generations) and self._plain_tokens:
+            self._plain_tokens -= 1
+            self._idled += 1
+            return self._plain(generations)
+        self._end_idling()
+        if not all(generation.pieces for generation in generations):
             for generation in generations:
                 self.speculation.settle(generation)
-            self._alone = None
             return self._plain(generations)
-        if self._alone is generations[0] and self._plain_tokens:
-            self._plain_tokens -= 1
-            return self._plain(generations)
-        passed = self.speculation.next(generations[0])
+        passed = self._drafted(self.speculation, generations)
         if isinstance(passed, PlainTokens):
-            self._alone, self._plain_tokens = generations[0], passed.count - 1
+            self._idle, self._plain_tokens, self._idled = tuple(generations), passed.count - 1, 1
             return self._plain(generations)
-        return [self._take(generations[0], passed)]
+        return passed
+
+    def _drafted(self, speculation: Speculation, generations: Sequence[Generation]) -> list[Piece | None] | PlainTokens:
+        """A step with drafts, unless they are best put off."""
+        if len(generations) > 1:
+            pieces = speculation.next_of_several(generations)
+            if not isinstance(pieces, PlainTokens):
+                self.replanner.verified()
+            return pieces
+        passed = speculation.next(generations[0])
+        return passed if isinstance(passed, PlainTokens) else [self._take(generations[0], passed)]
+
+    def _end_idling(self) -> None:
+        """Tell what several sequences got while drafts were off; one that is alone counts for itself."""
+        if self.speculation is not None and len(self._idle) > 1:
+            self.speculation.idled(len(self._idle), self._idled)
+        self._idle = ()
 
     def end(self, generation: Generation) -> None:
         """The sequence is over, finished or not."""
         if self.speculation is not None:
+            self._end_idling()
             self.speculation.end(generation)
-            self._alone = None
 
     def _take(self, generation: Generation, passed: Passed) -> Piece | None:
         """The token of a row that came with drafts; a pass over one token is as any other step."""
@@ -82,8 +126,22 @@ class Stepper:
         decoding = all(generation.prompt_tokens_left == 0 for generation in generations)
         if not decoding:
             replanner.prompt_step()
-        rows = self._executor.forward([generation.next_step(replanner.chunk_tokens) for generation in generations])
+        steps = [generation.next_step(replanner.chunk_tokens) for generation in generations]
+        rows = self._executor.forward(steps)
+        computed = time.perf_counter()
         pieces = [generation.advance(row[-1]) for generation, row in zip(generations, rows, strict=True)]
+        ended = time.perf_counter()
+        if self._trace is not None:
+            tokens = sum(len(step.token_ids) for step in steps)
+            self._trace.add("compute", "decode" if decoding else "prefill", started, computed, tokens=tokens)
+            self._trace.add("sample", "sample", computed, ended)
+            self._count_reads(self._trace, ended)
         if decoding:
-            replanner.decoded(len(generations), time.perf_counter() - started)
+            replanner.decoded(len(generations), ended - started)
         return pieces
+
+    def _count_reads(self, trace: Trace, at_s: float) -> None:
+        """What flash has given by now."""
+        counts = self._executor.cache_counts if isinstance(self._executor, RoutedExecutor) else None
+        if counts is not None:
+            trace.count("read from flash, MB", at_s, counts.bytes_read / 1e6)

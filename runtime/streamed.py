@@ -19,7 +19,7 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.pack import pack
 from cpu_kernels.tuning import Tuning
 from offload.closing import Closing
-from offload.expert_cache import ExpertCache
+from offload.expert_cache import Elsewhere, ExpertCache
 from offload.expert_load import Bundles, Piece
 from offload.flash import DEADLINE_S, DEPTH, READ_BYTES, Extent, FlashReader, ReadMode
 from offload.gguf import GGUFFile, TensorInfo
@@ -152,6 +152,15 @@ class StreamedWeights(Closing):
     def layer_number(self, layer: int) -> int:
         """A layer's number in the tables; KeyError for one without streamed weights."""
         return self._layer_numbers[layer]
+
+    def has_slot(self, layer: int) -> NDArray[np.bool_]:
+        """(experts,) those of a layer that have a slot; KeyError for a layer without streamed weights."""
+        return self.slots.has_slot(self._layer_numbers[layer])
+
+    def leave_out(self, elsewhere: Elsewhere) -> None:
+        """Does not read ahead what `elsewhere` tells of a layer of the model: another device has it."""
+        layers = {number: layer for layer, number in self._layer_numbers.items()}
+        self.cache.leave_out(lambda number: elsewhere(layers[number]))
 
     def close(self) -> None:
         """Ends the reads; may be called twice."""

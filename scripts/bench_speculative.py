@@ -1,7 +1,8 @@
 """Measure decoding with drafts against plain decoding on one model: a JSON line a case, then a table.
 
     python scripts/bench_speculative.py MODEL.gguf [--draft FILE] [--acceptance 0.5 0.7 0.9] [--tokens 64]
-        [--threads 2] [--rounds 3] [--most 8] [--prompt-tokens 64] [--simulated-step-ms MS] [--prompts FILE.jsonl]
+        [--threads 2] [--rounds 3] [--most 8] [--tree 0 32] [--prompt-tokens 64] [--simulated-step-ms MS]
+        [--prompts FILE.jsonl]
 
 Drafts are synthetic: right with the given chance, at the cost of --draft, of a simulated device that takes so long a
 token and works beside the target, or of nothing. Greedy answers to random tokens (or to the texts of --prompts, by
@@ -15,6 +16,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,8 @@ class Case:
     same_text: bool
     mb_per_token_plain: float | None = None
     mb_per_token: float | None = None
+    trees: int = 0
+    drafts_of_a_tree: float = 0.0
 
     @property
     def gain(self) -> float:
@@ -51,13 +55,15 @@ class Case:
 
 
 def answer(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[list[int], float, float | None]:
-    """The tokens of one answer, its speed, and megabytes read from flash for each."""
+    """The tokens of one answer, its speed, and megabytes read from flash for each behind the first."""
     sampling = SamplingParams(temperature=0, logit_bias=dict.fromkeys(engine.tokenizer.eog_ids, -math.inf))
-    before = engine.cache_counts
-    said = [piece.token_id for piece in engine.generate(ids, max_tokens=tokens, sampling=sampling)]
+    said, before = [], None
+    for piece in engine.generate(ids, max_tokens=tokens, sampling=sampling):
+        said.append(piece.token_id)
+        before = before or engine.cache_counts  # not what finding out the answer beforehand has read
     assert engine.measured is not None and engine.measured.decode_tokens_per_s is not None
     after = engine.cache_counts
-    read = None if before is None or after is None else after.since(before).bytes_read / len(said) / 1e6
+    read = None if before is None or after is None else after.since(before).bytes_read / (len(said) - 1) / 1e6
     return said, engine.measured.decode_tokens_per_s, read
 
 
@@ -89,6 +95,8 @@ def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[i
         totals.plain_passes / passes,
         same,
         *read,
+        trees=totals.trees,
+        drafts_of_a_tree=totals.tree_drafts / max(totals.trees, 1),
     )
 
 
@@ -110,15 +118,16 @@ def cases(engine: Engine, gguf: GGUFFile, options: argparse.Namespace) -> Iterat
             yield compare(engine, f"lookup, prompt {number}", lookup, ids, options.tokens, options.rounds)
         return
     ids = np.random.default_rng(1).integers(0, engine.tokenizer.vocab_size, options.prompt_tokens).tolist()
-    for acceptance in options.acceptance:
-        wanted = DraftOptions(options.draft or OFF, options.most, synthetic=acceptance)
+    for acceptance, tree in product(options.acceptance, options.tree):
+        wanted = DraftOptions(options.draft or OFF, options.most, synthetic=acceptance, tree=tree)
         if options.simulated_step_ms is None:
             made = make_speculation(wanted, gguf, engine.text, engine.plan, engine.executor)
             assert made is not None
         else:
             source = SyntheticSource(acceptance, step_s=options.simulated_step_ms / 1e3)
             made = Speculation(engine.executor, source, new_policy(wanted, gguf, engine.plan, None))
-        yield compare(engine, made.source.name, made, ids, options.tokens, options.rounds)
+        name = f"{made.source.name}, {f'trees up to {tree}' if tree else 'chains'}"
+        yield compare(engine, name, made, ids, options.tokens, options.rounds)
         made.close()
 
 
@@ -137,6 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--most", type=int, default=8)
+    parser.add_argument("--tree", type=int, nargs="*", default=[32], help="Most drafts of a tree; 0: chains alone.")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--simulated-step-ms", type=float)
     parser.add_argument("--prompts", type=Path)

@@ -2,12 +2,13 @@
 
     python scripts/check_gpu_predictions.py FOLDER [--only SUBSTRING] [--json FILE]
 
-Room in FOLDER for one file at a time. Every case runs in a process of its own, all with one cache folder that is empty
-at first: the machine's profile is measured, the plan is made, then prompt and answer are computed. Of a run only how
-often experts were found is learned, and then plan and run are made again. Everything is as in `strata run`
-but the simulated GPU's arithmetic, which a CPU cannot do in the time that a GPU takes: its operations are launched with
-their costs, its memory and its link are those of the description, and what it would compute is left out; only
-routers' logits are drawn, so that experts are used as evenly as can be. All times are those of a simulation.
+Room in FOLDER for one file at a time. Every case runs in a process of its own, with a cache folder of its own that is
+empty at first: the machine's profile is measured, the plan is made, then prompt and answer are computed. Of a run only
+how often experts were found is learned, and then plan and run are made again. Everything is as in `strata run` but the
+simulated GPU's arithmetic, which a CPU cannot do in the time that a GPU takes: its operations are launched with their
+costs, its memory and its link are those of the description, and what it would compute, or arrange of what was copied to
+it, is left out; only what routers choose is drawn, so that experts are used as evenly as can be. All times are those of
+a simulation.
 """
 
 import argparse
@@ -21,12 +22,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from gpu_kernels.matrix import GpuMatrix
-from gpu_kernels.torch_kernels import TorchKernels
 from offload.cache_counts import CacheCounts
 from offload.gguf import GGUFFile
 from planner.budget import measure_budget
@@ -40,6 +40,7 @@ from planner.solve import HYBRID, question_here, solve
 from runtime.backend import hybrid_executor
 from runtime.executor.base import Step
 from runtime.executor.hybrid.executor import HybridExecutor
+from scripts.left_out import LeftOut
 from scripts.random_gguf import write_model
 
 LIMIT = 0.10
@@ -87,29 +88,6 @@ CASES = tuple(
 )
 
 
-class LeftOut:
-    """Operations that take the simulated GPU's time and nobody else's: results stay as they were, or are 0."""
-
-    name = "left out"
-
-    def __init__(self, expert_count: int) -> None:
-        self._expert_count = expert_count
-        self.route = TorchKernels().route
-
-    def matmul(self, x: torch.Tensor, w: GpuMatrix, out: torch.Tensor, *, adds: bool = False, **_rest: object) -> None:
-        """Draws a router's logits; finite numbers where weights are looked at while they are loaded."""
-        if w.rows == self._expert_count:
-            out.normal_()
-        elif x.shape[0] == 1 and not adds:
-            out.zero_()
-
-    def nothing(self, *_values: object, **_rest: object) -> None:
-        """Takes no time."""
-
-    expert_matmul = gather_rows = scatter_add_weighted = rms_norm = add_norm = add = add_gated = nothing
-    gate = softcap = scale_bias = heads = attention = topk = nothing
-
-
 def run_case(path: Path, case: Case) -> dict[str, Any]:
     """Plan and run in this process, twice where a run teaches how often experts are found; the last of both."""
     with GGUFFile.open(path) as gguf:
@@ -117,9 +95,11 @@ def run_case(path: Path, case: Case) -> dict[str, Any]:
         wish = Wish(case.context_tokens, case.threads, case.prompt_tokens, HYBRID)
         while True:
             plan = solve(question_here(gguf, wish, measure_budget(gpu), gpu=gpu))
-            executor = hybrid_executor(gguf, plan, kernels=LeftOut(plan.model.expert_count))
+            kernels = LeftOut(plan.model.expert_count)
+            executor = hybrid_executor(gguf, plan, kernels=kernels)
             try:
-                measured = _measured(executor, plan, case.prompt_tokens)
+                with patch.object(GpuMatrix, "write", kernels.nothing):
+                    measured = _measured(executor, plan, case.prompt_tokens)
             finally:
                 executor.close()
             if not (slots := evened_slots(plan)) or gpu_hits_key(plan.model) in load_or_measure().hits:
@@ -183,24 +163,24 @@ def main() -> None:
         print(json.dumps(run_case(options.folder, CASES[options.case])))
         return
     chosen = [(number, case) for number, case in enumerate(CASES) if options.only in case.name]
-    with tempfile.TemporaryDirectory() as cache:
-        rows = [row for number, case in chosen for row in _rows(options, number, case, cache)]
+    rows = [row for number, case in chosen for row in _rows(options, number, case)]
     within = sum(abs(row["ratio"] - 1) <= LIMIT for row in rows)
     print(f"{within} of {len(rows)} predictions within {LIMIT:.0%} of the simulated run")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def _rows(options: argparse.Namespace, number: int, case: Case, cache: str) -> list[dict[str, Any]]:
+def _rows(options: argparse.Namespace, number: int, case: Case) -> list[dict[str, Any]]:
     """One case in a process of its own, on a file that is written for it and removed."""
     path = options.folder / f"{case.shape}-{case.quant_type}-{case.layers}.gguf"
     if not path.is_file():
         for other in options.folder.glob("*.gguf"):
             other.unlink()
         write_model(path, case.shape, case.quant_type, layers=case.layers)
-    environment = {**os.environ, "XDG_CACHE_HOME": cache}
     command = [sys.executable, __file__, str(path), "--case", str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         sys.exit(f"{case.name} failed:\n{done.stderr[-3000:]}")
     result = json.loads(done.stdout.splitlines()[-1])

@@ -3,10 +3,12 @@
     python -m scripts.check_ptx [--capability 86 ...] [--types Q4_0 Q4_K ...] [--quick] [--json]
 
 One line a kernel and GPU generation: matrix instructions, float32 multiply-adds, wide loads, and bfloat16 arithmetic,
-which GPUs before Ampere do not have.
+which GPUs before Ampere do not have. In JSON also a hash of the layouts of what is summed, which fix the order of
+sums, and one of the code.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -28,6 +30,7 @@ PROCESSORS = 20
 PATTERNS = {
     "mma": r"\bmma\.sync|wgmma\.mma_async",
     "fma_f32": r"\bfma\.rn(\.ftz)?\.f32",
+    "loose_f32": r"\b(?:mul|add)(?:\.ftz)?\.f32",  # that the assembler may fuse
     "wide_loads": r"ld\.global[.\w:]*\.v4|cp\.async\.c[ag]",
     "bf16": r"\b(?:fma|mul|add|sub|mma)\b[.\w]*\.bf16",
 }
@@ -53,6 +56,17 @@ def launches(capability: int, quant_types: list[str], *, is_quick: bool = False)
     yield from _labelled("prefill, float16 cache", partial(_attention, many, 64, is_int8=False))
     yield from _labelled("decode, int8 cache", partial(_attention, many, 1, is_int8=True))
     yield from _labelled("", partial(_rows, many))
+
+
+def step_launches(capability: int, quant_types: list[str]) -> Iterator[tuple[str, Launch]]:
+    """(label, launch) of products of a step: whatever the columns, sums must be made alike."""
+    for way in ("few", "many"):
+        for name in quant_types:
+            for tokens in (1, 2, 17):
+                yield from _labelled(f"{name}, {tokens}", partial(_product, _kernels(capability, way), name, tokens))
+    for tokens in (1, 17):
+        work = partial(_attention, _kernels(capability, "few"), tokens, is_int8=False)
+        yield from _labelled(f"attention, {tokens}", work)
 
 
 def _labelled(label: str, work: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
@@ -108,25 +122,36 @@ def _rows(kernels: TritonKernels) -> None:
     kernels.scatter_add_weighted(x, x, weights[:, 0].contiguous(), ids[:, 0].contiguous(), count)
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=CAPABILITIES)
     parser.add_argument("--types", nargs="+", default=list(DECODINGS), choices=list(DECODINGS))
     parser.add_argument("--quick", action="store_true", help="products and attention alone")
+    parser.add_argument("--steps", action="store_true", help="products and attention of 1, 2 and 17 tokens alone")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     options = parser.parse_args()
     for capability in options.capability:
         seen = set()
-        for label, launch in launches(capability, options.types, is_quick=options.quick):
+        made = (
+            step_launches(capability, options.types)
+            if options.steps
+            else launches(capability, options.types, is_quick=options.quick)
+        )
+        for label, launch in made:
             compiled = compile_ptx(launch, capability)
             text = compiled.ptx
-            if (launch.name, text) in seen:
+            if (launch.name, text) in seen and not options.steps:
                 continue
             seen.add((launch.name, text))
             counts = {name: len(re.findall(pattern, text)) for name, pattern in PATTERNS.items()}
             counts["shared_bytes"] = compiled.shared_bytes
             row = {"capability": capability, "kernel": launch.name, "label": label, **counts}
+            row |= {"sums": _hash("\n".join(compiled.sums)), "code": _hash(text)}
             if compiled.shared_bytes > 1024 * SHARED_KIB[capability]:
                 sys.exit(f"more shared memory than such a GPU has: {row}")
             if options.json:

@@ -3,7 +3,7 @@
     python scripts/train_draft.py MODEL.gguf TEXT... --out head.npz [--minutes 4] [--tokens 300000] [--threads 2]
 
 Texts are cut into windows; the model reads each once and its hidden states are kept. The head (see
-runtime/speculative/feature_head.py) learns to follow them for a few tokens on its own (EAGLE's loss: a smooth L1 on
+runtime/speculative/head_program.py) learns to follow them for a few tokens on its own (EAGLE's loss: a smooth L1 on
 hidden states, and cross-entropy to the model's own distribution). At the end it prints how often the head agrees with
 the model's likeliest token, by position of a chain, on windows that it has not seen.
 """
@@ -41,7 +41,7 @@ class Windows:
 
 
 class Head(nn.Module):
-    """The head of runtime/speculative/feature_head.py, for batches."""
+    """The head of runtime/speculative/head_program.py, for batches."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class Head(nn.Module):
         out: Tensor = fused + self.wd(functional.silu(self.wu(_normed(fused))))
         return out
 
-    def weights(self, output: Tensor) -> dict[str, NDArray[np.float16]]:
+    def weights(self) -> dict[str, NDArray[np.float16]]:
         """As `HeadWeights` reads them."""
         named = {name: getattr(self, name).weight.T for name in ("w1", "w2", "wz", "wu", "wd")}
-        named |= {"embedding": self.embedding.weight, "output": output}
+        named["embedding"] = self.embedding.weight
         return {name: value.detach().contiguous().numpy().astype(np.float16) for name, value in named.items()}
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     head = Head(output)
     train(head, output, Windows(windows.tokens[held:], windows.features[held:]), options.minutes)
     rates = agreement(head, output, Windows(windows.tokens[:held], windows.features[:held]))
-    np.savez(options.out, allow_pickle=False, **head.weights(output))
+    np.savez(options.out, allow_pickle=False, **head.weights())
     print("agreement by position:", " ".join(f"{rate:.1%}" for rate in rates))
     print(options.out, f"{options.out.stat().st_size / 1e6:.1f} MB")
 

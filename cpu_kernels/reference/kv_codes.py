@@ -3,23 +3,25 @@
 Rounding is float32 throughout, in the kernels' order, so that integers and scales must agree to the last bit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, TILE_DIMS, KVLayout
-from cpu_kernels.kv_types import GROUP, KVType
+from cpu_kernels.kv_types import GROUP, PAIR, KVType
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 
-def rounded(x: Floats, kind: KVType) -> Floats:
-    """Every group of up to 32 numbers along the last axis through codes and back."""
+def rounded(x: Floats, kind: KVType, group: int = GROUP) -> Floats:
+    """Every group of up to `group` numbers along the last axis through codes and back."""
     out = np.empty_like(x)
-    for first in range(0, x.shape[-1], GROUP):
-        part = x[..., first : first + GROUP]
+    for first in range(0, x.shape[-1], group):
+        part = x[..., first : first + group]
         codes, scale, least = encoded(part, kind)
-        out[..., first : first + GROUP] = codes.astype(np.float32) * scale + least
+        out[..., first : first + group] = codes.astype(np.float32) * scale + least
     return out
 
 
@@ -56,18 +58,18 @@ def bfloat(x: Floats) -> Floats:
     return ((bits + 0x7FFF + (bits >> 16 & 1) >> 16 << 16) & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
 
 
-def unpacked_keys(layout: KVLayout, memory: Bytes, tokens: int) -> Floats:
+def unpacked_keys(layout: KVLayout, chunks: Sequence[Bytes], tokens: int) -> Floats:
     """(kv_heads, tokens, key_length) of the first tokens, whatever their type; of a window's only the full blocks."""
     kind, length = layout.key_type, layout.key_length
-    blocks = memory.reshape(-1, kind.key_block_bytes(length))
+    blocks = np.concatenate([layout.keys_of(chunk).reshape(-1, layout.key_block_bytes) for chunk in chunks])
     decoded = np.stack([_key_block(block, kind, length) for block in blocks])
     return _by_head(decoded, layout)[:, :tokens]
 
 
-def unpacked_values(layout: KVLayout, memory: Bytes, tokens: int) -> Floats:
+def unpacked_values(layout: KVLayout, chunks: Sequence[Bytes], tokens: int) -> Floats:
     """(kv_heads, tokens, value_length) of the first tokens, whatever their type."""
     kind, length = layout.value_type, layout.value_length
-    blocks = memory.reshape(-1, kind.value_block_bytes(length))
+    blocks = np.concatenate([layout.values_of(chunk).reshape(-1, layout.value_block_bytes) for chunk in chunks])
     decoded = np.stack([_value_block(block, kind, length) for block in blocks])
     return _by_head(decoded, layout)[:, :tokens]
 
@@ -84,15 +86,13 @@ def _key_block(block: Bytes, kind: KVType, length: int) -> Floats:
     end = kind.key_codes_bytes(length)
     if not kind.is_coded:
         return _wide(block[:end], kind).reshape(length, BLOCK_TOKENS).T
-    rows = block[:end].reshape(-1, BLOCK_TOKENS)
-    codes = _split(rows[:, None], kind).reshape(-1, BLOCK_TOKENS)[:length].T
+    steps = block[:end].reshape(-1, BLOCK_TOKENS, PAIR)  # a byte's parts lie two dimensions apart
+    codes = _split(steps, kind).transpose(0, 3, 2, 1).reshape(-1, BLOCK_TOKENS)[:length].T - np.float32(kind.offset)
     scales_end = end + kind.key_scales_bytes(length)
     scales = block[end:scales_end].view(np.float16).astype(np.float32)
     if not kind.has_minimum:
-        return codes * scales.reshape(-1, BLOCK_TOKENS).repeat(GROUP, axis=0)[:length].T
-    least = block[scales_end : scales_end + len(scales) * 2].view(np.float16).astype(np.float32)
-    per_token = [part.reshape(-1, length).repeat(GROUP, axis=0) for part in (scales, least)]
-    return codes * per_token[0] + per_token[1]
+        return codes * scales.reshape(-1, BLOCK_TOKENS).repeat(kind.key_group, axis=0)[:length].T
+    return codes * scales + block[scales_end : scales_end + 2 * length].view(np.float16).astype(np.float32)
 
 
 def _value_block(block: Bytes, kind: KVType, length: int) -> Floats:
@@ -101,16 +101,14 @@ def _value_block(block: Bytes, kind: KVType, length: int) -> Floats:
     raw = block[:end]
     if not kind.is_coded:
         return _tiles(_wide(raw, kind).reshape(tiles, BLOCK_TOKENS, TILE_DIMS), length)
-    if kind.bits == 2:
-        words = raw.view("<u4").reshape(tiles, BLOCK_TOKENS, 2, 1)
-        fields = words >> np.arange(0, 32, 2, dtype=np.uint32) & 3
-        codes = fields.astype(np.float32).reshape(tiles, BLOCK_TOKENS, TILE_DIMS)
-    else:
-        rows = raw.reshape(tiles, BLOCK_TOKENS, 1, -1)
-        codes = _split(rows, kind).reshape(tiles, BLOCK_TOKENS, TILE_DIMS)
+    steps = raw.reshape(tiles, BLOCK_TOKENS // PAIR, -1, PAIR)  # a byte's parts lie a tile's bytes apart
+    codes = _split(steps, kind).transpose(0, 1, 3, 4, 2).reshape(tiles, BLOCK_TOKENS, TILE_DIMS)
+    codes -= np.float32(kind.offset)
     scales_bytes = kind.value_scales_bytes(length)
-    parts = block[end:].view(np.float16).astype(np.float32).reshape(-1, tiles, BLOCK_TOKENS, 1)
-    assert parts.nbytes // 2 == scales_bytes * (2 if kind.has_minimum else 1), "scales and minima fill the block"
+    groups = -(-length // kind.value_group)
+    scales = block[end:].view(np.float16).astype(np.float32).reshape(-1, groups, BLOCK_TOKENS, 1)
+    parts = scales.repeat(kind.value_group // TILE_DIMS, axis=1)[:, :tiles]
+    assert scales.nbytes // 2 == scales_bytes * (2 if kind.has_minimum else 1), "scales and minima fill the block"
     decoded = codes * parts[0]
     return _tiles(decoded + parts[1] if kind.has_minimum else decoded, length)
 
@@ -119,13 +117,12 @@ def _tiles(tiles: Floats, length: int) -> Floats:
     return tiles.transpose(1, 0, 2).reshape(BLOCK_TOKENS, -1)[:, :length]
 
 
-def _split(rows: Bytes, kind: KVType) -> Floats:
-    """(a, 1, n) bytes to (a, codes a byte, n) numbers, their offset taken off."""
+def _split(bytes_: Bytes, kind: KVType) -> Floats:
+    """(...) bytes to (..., codes a byte) codes."""
     if kind is KVType.Q8_0:
-        return rows.view(np.int8).astype(np.float32)
-    shifts = np.arange(0, 8, kind.bits, dtype=np.uint8)[:, None]
-    codes = (rows >> shifts & ((1 << kind.bits) - 1)).astype(np.float32)
-    return codes - np.float32(8) if kind is KVType.Q4_0 else codes
+        return bytes_.view(np.int8).astype(np.float32)[..., None]
+    shifts = np.arange(0, 8, kind.bits, dtype=np.uint8)
+    return (bytes_[..., None] >> shifts & ((1 << kind.bits) - 1)).astype(np.float32)
 
 
 def _wide(raw: Bytes, kind: KVType) -> Floats:

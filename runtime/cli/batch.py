@@ -62,6 +62,9 @@ def command(
             progress=report,
         )
         tell_drafts(engine, quiet=quiet, stats=drafting.stats)
+        shared = engine.shared_tokens
     console.print(summary.describe(), markup=False)
+    if shared:
+        console.print(f"{shared} tokens of prompts were computed once for several lines", markup=False)
     if summary.remaining:
         raise typer.Exit(1)

@@ -20,7 +20,8 @@ from planner.profile import stored as stored_profile
 from runtime.cli.console import progress, write_json, write_text
 from runtime.cli.draft_options import DraftingOptions, tell_drafts
 from runtime.cli.groups import grouped
-from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model
+from runtime.cli.options import AsJson, EngineChoice, LaunchOptions, Model, TraceFile
+from runtime.trace import Trace
 
 MOST_DIGITS = 9
 KERNEL_TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q4_0", "IQ4_XS", "Q2_K", "TQ2_0", "F16")
@@ -69,6 +70,7 @@ def model(
         Peer | None, typer.Option("--peer", help="Measure it in turn on the same file (the extra `peer`).")
     ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="Form of the table.")] = Output.MD,
+    trace_file: TraceFile = None,
 ) -> None:
     """Measure how fast a model runs here: a row for every combination of the lists."""
     if invocation.invoked_subcommand:
@@ -86,6 +88,7 @@ def model(
     launch = replace(launch, context=launch.context or max(test.rows for test in tests))
     counts: list[int | None] = [*numbers("-t", threads, least=1)]
     rows = []
+    trace = None if trace_file is None else Trace(trace_file)
     for count in counts or [None]:
         ours = replace(launch, threads=count)
         with ExitStack() as stack:
@@ -94,10 +97,12 @@ def model(
             if peer is not None:
                 other = replace(ours, engine=EngineChoice(peer.value))
                 engines.append(stack.enter_context(running_engine(other, quiet=True)))
+            if trace is not None:
+                engines[0].trace(trace)
             for test in tests:
                 with progress(test.name, unit="runs") as report:
                     before = engines[0].cache_counts
-                    results = measure(engines, test, repetitions=repetitions, on_repetition=report)
+                    results = measure(engines, test, repetitions=repetitions, on_repetition=report, trace=trace)
                 row = as_row(engines[0], *results) | stream_columns(engines[0], before)
                 rows.append(row | draft_columns(engines[0], drafted=False) if draft.is_on else row)
                 if not draft.is_on or not test.generated_tokens:
@@ -106,6 +111,8 @@ def model(
                     result = measure_drafted(engines[0], test, repetitions=repetitions, on_repetition=report)
                 rows.append({**row, **as_row(engines[0], result), **draft_columns(engines[0], drafted=True)})
                 tell_drafts(engines[0], quiet=not drafting.stats, stats=drafting.stats)
+    if trace is not None:
+        trace.write()
     write_rows(rows, output)
 
 

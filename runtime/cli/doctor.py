@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from gpu_kernels import capabilities
 from gpu_kernels.gpu_path import gpu_path
+from planner import gpu_products
 from planner.budget import format_size, measure_budget
 from planner.profile import cache_folder, load_or_measure
 from runtime.cli import options
@@ -75,7 +76,14 @@ def _gpu() -> list[Finding]:
     return [
         Finding("gpu", True, f"{gpu.name}, {room}"),
         Finding("gpu path", path.mend is None and path.shares_steps, path.text, path.mend),
+        *_gpu_products(gpu.name),
     ]
+
+
+def _gpu_products(gpu: str) -> list[Finding]:
+    """Which kernels multiply how many columns, as far as that was measured."""
+    ways = gpu_products.known_ways(gpu)
+    return [Finding("gpu products", True, gpu_products.describe(ways))] if ways else []
 
 
 def _peer() -> Finding:

@@ -10,7 +10,7 @@ import typer
 
 from offload.errors import RequestError
 from runtime.cli.console import console
-from runtime.speculative.options import DEFAULT_MOST, OFF, DraftOptions
+from runtime.speculative.options import DEFAULT_MOST, DEFAULT_TREE, OFF, DraftOptions
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -22,14 +22,22 @@ def _option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002 - typ
     return typer.Option(*names, help=help, rich_help_panel=_PANEL, **settings)
 
 
+Draft = Annotated[
+    str, _option("--draft", help="A smaller GGUF file with the same vocabulary, auto, ngram, FILE,ngram or off.")
+]
+DraftMax = Annotated[int, _option("--draft-max", help="Most tokens proposed at once, 1 to 16.")]
+
+
 @dataclass(frozen=True, slots=True)
 class DraftingOptions:
     """What proposes tokens for the model to check, several at a time; answers are the same without."""
 
-    draft: Annotated[
-        str, _option("--draft", help="A smaller GGUF file with the same vocabulary, auto, ngram, FILE,ngram or off.")
-    ] = OFF
-    draft_max: Annotated[int, _option("--draft-max", help="Most tokens proposed at once, 1 to 16.")] = DEFAULT_MOST
+    draft: Draft = OFF
+    draft_max: DraftMax = DEFAULT_MOST
+    draft_tree: Annotated[
+        int,
+        _option("--draft-tree", help="Most tokens of a tree of drafts, where one pays: 0 to 48, 0 for none."),
+    ] = DEFAULT_TREE
     synthetic: Annotated[
         float | None,
         _option("--spec-synthetic", help="For benchmarks: drafts that are right with this chance, at --draft's cost."),
@@ -41,21 +49,19 @@ class DraftingOptions:
 
     def choice(self) -> DraftOptions:
         """The same as the engine takes it; RequestError for a value out of range."""
-        options = DraftOptions(self.draft, self.draft_max, self.synthetic, self.rejection)
+        options = DraftOptions(self.draft, self.draft_max, self.synthetic, self.rejection, tree=self.draft_tree)
         if self.rejection and not options.is_on:
             raise RequestError("--spec-rejection without drafts", hint="give --draft, or leave it out")
         return options
 
 
-def show_forecast(engine: "Engine") -> None:
-    """What the planner expects of a draft model, where there is one."""
-    if engine.speculation is not None and engine.speculation.forecast is not None:
-        console.print(f"drafts ({engine.speculation.source.name}): {engine.speculation.forecast}", markup=False)
-
-
 def tell_drafts(engine: "Engine", *, quiet: bool, stats: bool = False) -> None:
     """What drafts gave in the last run, or that they were off; with `stats` the figures behind it."""
-    if engine.speculation is None or (quiet and not stats):
+    if engine.speculation is None:
+        for line in engine.plan.draft.lines() if stats and engine.plan.draft is not None else ():
+            console.print(f"drafts: {line}", markup=False)
+        return
+    if quiet and not stats:
         return
     totals = engine.speculation.totals
     console.print(totals.summary(), markup=False)

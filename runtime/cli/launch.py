@@ -7,17 +7,17 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
+from planner.draft_choice import DraftWish
 from planner.explain import render_comparison, render_plan
 from planner.gpu_choice import FOUND
 from planner.plan import Plan
 from planner.solve import for_prompt
 from runtime.cli.console import console, progress
-from runtime.cli.draft_options import show_forecast
 from runtime.cli.options import LaunchOptions, model_path, read_text_file
 from runtime.cli.planning import plan_by, plan_in
 from runtime.cli.streaming import describe_streaming
@@ -26,7 +26,7 @@ from runtime.executor.base import PrefetchingExecutor
 from runtime.generation import Piece
 from runtime.sampler import SamplingParams
 from runtime.session import Session
-from runtime.speculative.loading import draft_ram_bytes
+from runtime.speculative.known import draft_wish
 from runtime.speculative.options import DraftOptions
 from runtime.text import ModelText
 
@@ -50,9 +50,8 @@ def running(
     draft: DraftOptions | None = None,
 ) -> Iterator[Engine]:
     """Show the plan on stderr (unless quiet) with speeds for that length of prompt, and load with progress."""
-    if draft is not None and launch.plan_file is None:
-        draft = replace(draft, reserved_bytes=draft_ram_bytes(draft, gguf, launch.context))
-    plan = _plan(launch, gguf, prompt_tokens, draft.reserved_bytes if draft is not None else 0)
+    wish = None if draft is None or launch.plan_file is not None else draft_wish(draft, gguf, text.tokenizer)
+    plan = _plan(launch, gguf, prompt_tokens, wish)
     if not quiet:
         render_plan(console, plan)
         console.print()
@@ -61,8 +60,6 @@ def running(
     if isinstance(engine.executor, PrefetchingExecutor):
         engine.executor.set_prefetch(launch.prefetch)
     with engine:
-        if not quiet:
-            show_forecast(engine)
         yield engine
 
 
@@ -73,7 +70,7 @@ def running_engine(launch: LaunchOptions, *, quiet: bool, draft: DraftOptions | 
         yield engine
 
 
-def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None, reserved_bytes: int) -> Plan:
+def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None, drafts: DraftWish | None) -> Plan:
     """The plan of the plan file, which must be of this model, or the planner's."""
     if launch.plan_file is None:
         return plan_by(
@@ -82,13 +79,15 @@ def _plan(launch: LaunchOptions, gguf: GGUFFile, prompt_tokens: int | None, rese
             loop=launch.loop_name,
             prompt_tokens=prompt_tokens,
             on_this_machine=True,
-            reserved_bytes=reserved_bytes,
+            drafts=drafts,
         )
     if not launch.kv.is_plain:
         raise RequestError(
-            "-ctk and -ctv do not go with --plan: the plan says the types of the KV cache",
+            "-ctk, -ctv and --kv-budget do not go with --plan: the plan says what the KV cache is like",
             hint="leave them out, or plan anew with them",
         )
+    if launch.kv_ram is not None:
+        raise RequestError("--kv-ram does not go with --plan: the plan says it", hint="leave it out, or plan anew")
     if launch.gpu != FOUND:
         raise RequestError("--gpu does not go with --plan: the plan says which GPU", hint="give one of them")
     plan = plan_in(launch.plan_file, gguf)

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_policy import LEAST_BUDGET_TOKENS, KVPolicy
 from cpu_kernels.kv_types import KVType
 from offload.errors import RequestError
 from offload.prefetch_gate import PrefetchMode
+from planner.budget import parse_size
 from planner.gpu_choice import FOUND
 from runtime.cli.remote_names import download_command, is_remote
 from runtime.models import DEMO_MODEL
@@ -51,6 +52,9 @@ Model = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", help="Write what was done when here, for chrome://tracing or Perfetto.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No plan and no speeds on stderr.")]
 MaxTokens = Annotated[
     int | None,
@@ -71,11 +75,57 @@ Gpu = Annotated[
 ]
 
 
+class CacheType(StrEnum):
+    """Types of the KV cache that may be asked for."""
+
+    AUTO = "auto"
+    F16 = KVType.F16
+    BF16 = KVType.BF16
+    Q8_0 = KVType.Q8_0
+    Q4_0 = KVType.Q4_0
+    KIVI4 = KVType.KIVI4
+    KIVI2 = KVType.KIVI2
+
+    @property
+    def kind(self) -> KVType:
+        """The type; f16 for one that may be chosen."""
+        return KVType.F16 if self is CacheType.AUTO else KVType(self.value)
+
+
 CacheTypeK = Annotated[
-    KVType,
-    _option(_MODEL_PANEL, "-ctk", "--cache-type-k", help="Type of the KV cache's keys; smaller ones read faster."),
+    CacheType,
+    _option(
+        _MODEL_PANEL,
+        "-ctk",
+        "--cache-type-k",
+        help="Type of the KV cache's keys; auto: f16, or less where the context does not fit in RAM else.",
+    ),
 ]
-CacheTypeV = Annotated[KVType, _option(_MODEL_PANEL, "-ctv", "--cache-type-v", help="Type of the KV cache's values.")]
+CacheTypeV = Annotated[
+    CacheType, _option(_MODEL_PANEL, "-ctv", "--cache-type-v", help="Type of the KV cache's values, likewise.")
+]
+
+
+KVBudget = Annotated[
+    int | None,
+    _option(
+        _MODEL_PANEL,
+        "--kv-budget",
+        min=LEAST_BUDGET_TOKENS,
+        metavar="TOKENS",
+        help="New tokens choose so many of the KV cache to read, with neighbors at most twice as many. "
+        "Can change answers. [default: all]",
+    ),
+]
+KVRam = Annotated[
+    str | None,
+    _option(
+        _MODEL_PANEL,
+        "--kv-ram",
+        metavar="SIZE",
+        help="RAM for the KV cache, e.g. 512MiB; the rest of it goes to flash. [default: as planned]",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +138,26 @@ class PlanOptions:
     budget: BudgetText = None
     loop: Loop = LoopChoice.AUTO
     gpu: Gpu = FOUND
-    cache_type_k: CacheTypeK = KVType.F16
-    cache_type_v: CacheTypeV = KVType.F16
+    cache_type_k: CacheTypeK = CacheType.AUTO
+    cache_type_v: CacheTypeV = CacheType.AUTO
+
+    kv_budget: KVBudget = None
+    kv_ram: KVRam = None
+
+    @property
+    def kv_ram_bytes(self) -> int | None:
+        """RAM that keys and values may take; RequestError for what is no size."""
+        return None if self.kv_ram is None else parse_size(self.kv_ram)
 
     @property
     def kv(self) -> KVPolicy:
         """What layers shall keep keys and values in."""
-        return KVPolicy(self.cache_type_k, self.cache_type_v)
+        return KVPolicy(self.cache_type_k.kind, self.cache_type_v.kind, budget_tokens=self.kv_budget)
+
+    @property
+    def kv_is_free(self) -> bool:
+        """Whether the planner may choose the types."""
+        return self.cache_type_k is self.cache_type_v is CacheType.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,31 +13,34 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cpu_kernels.kv_types import KVType
 from offload.errors import RequestError
 from planner import document
 from planner.compare import ranked
 from planner.explain import render_plan
-from planner.explain_choices import best_line, render_ranking, render_what_if, render_why
+from planner.explain_choices import best_line, render_kv_costs, render_ranking, render_what_if, render_why
 from planner.gpu_choice import FOUND
+from planner.kv_costs import kv_costs
 from planner.llama_cpp_flags import llama_cpp_flags
 from planner.plan import Objective, Plan
 from planner.question import Question
 from planner.schedule import schedule
 from planner.simulate import simulate, write_trace
-from planner.solve import solve_or_explain
+from planner.solve import solve_with_drafts
 from planner.what_if import best_help, what_if
 from planner.why import decode_step, why
 from runtime.cli.console import console, write_json, write_text
+from runtime.cli.draft_options import Draft, DraftMax
 from runtime.cli.groups import grouped
 from runtime.cli.headers import open_header
 from runtime.cli.options import (
     AsJson,
     BudgetText,
+    CacheType,
     CacheTypeK,
     CacheTypeV,
     Context,
     Gpu,
+    KVBudget,
     Loop,
     LoopChoice,
     PlanOptions,
@@ -45,6 +48,9 @@ from runtime.cli.options import (
 )
 from runtime.cli.planning import question_by
 from runtime.cli.remote_names import download_command, is_remote
+from runtime.speculative.known import draft_wish
+from runtime.speculative.options import DEFAULT_MOST, OFF, DraftOptions
+from runtime.tokenizer import Tokenizer
 
 
 class Peer(StrEnum):
@@ -68,8 +74,11 @@ def command(
     budget: BudgetText = None,
     loop: Loop = LoopChoice.AUTO,
     gpu: Gpu = FOUND,
-    cache_type_k: CacheTypeK = KVType.F16,
-    cache_type_v: CacheTypeV = KVType.F16,
+    cache_type_k: CacheTypeK = CacheType.AUTO,
+    cache_type_v: CacheTypeV = CacheType.AUTO,
+    kv_budget: KVBudget = None,
+    draft: Draft = OFF,
+    draft_max: DraftMax = DEFAULT_MOST,
     machine: Annotated[
         str | None, typer.Option("--machine", help="Plan for a described machine: its name, or a JSON file.")
     ] = None,
@@ -93,22 +102,27 @@ def command(
 ) -> None:
     """Show where a model would run, and how fast."""
     names = [*([model] if model is not None else []), *(files or [])]
+    drafting = DraftOptions(draft, draft_max)
+    if drafting.is_on and (compare or machine is not None):
+        raise RequestError("--draft is planned for one file and this machine", hint="leave out --compare and --machine")
     with ExitStack() as stack:
+        headers = [stack.enter_context(open_header(name)) for name in _checked(names, compare=compare)]
         questions = [
             question_by(
-                PlanOptions(name, context, threads, budget, loop, gpu, cache_type_k, cache_type_v),
-                stack.enter_context(open_header(name)),
+                PlanOptions(name, context, threads, budget, loop, gpu, cache_type_k, cache_type_v, kv_budget),
+                header,
                 objective=objective,
                 machine=machine,
                 prompt_tokens=prompt_tokens,
             )
-            for name in _checked(names, compare=compare)
+            for name, header in zip(names, headers, strict=True)
         ]
+        drafts = draft_wish(drafting, headers[0], Tokenizer.from_gguf(headers[0])) if drafting.is_on else None
     if compare:
         _compare(questions, as_json=as_json)
         return
-    question = questions[0]
-    plan = _with_next_step(solve_or_explain(question))
+    plan = _with_next_step(solve_with_drafts(questions[0], drafts))
+    question = replace(questions[0], budget=plan.budget)
     if save is not None:
         _save(plan, save)
     if trace is not None:
@@ -151,6 +165,8 @@ def _render(question: Question, plan: Plan, *, ask_what_if: bool, unit: str | No
     if ask_what_if:
         out.print()
         render_what_if(out, plan, what_if(question, plan))
+        out.print()
+        render_kv_costs(out, kv_costs(question, plan))
 
 
 def _document(question: Question, plan: Plan, *, ask_what_if: bool, unit: str | None, peer: Peer | None) -> Any:
@@ -158,6 +174,7 @@ def _document(question: Question, plan: Plan, *, ask_what_if: bool, unit: str | 
     result = document.encode(plan)
     if ask_what_if:
         result["what_if"] = document.encode(what_if(question, plan))
+        result["kv_costs"] = document.encode(kv_costs(question, plan))
     if unit is not None:
         result["why"] = document.encode(why(question, plan, unit))
     if peer is not None:

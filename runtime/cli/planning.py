@@ -4,16 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_kernels.capabilities import GpuCapabilities
+from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from planner.budget import Budget, measure_budget, parse_budget
-from planner.drafts import without
+from planner.draft_choice import DraftWish
 from planner.gpu_choice import chosen_gpu
 from planner.machine import Machine
 from planner.machine_files import load_machine
 from planner.plan import Objective, Plan
 from planner.plan_check import check_runnable
 from planner.question import Question, Wish, ask
-from planner.solve import question_here, solve_or_explain
+from planner.solve import question_here, solve_with_drafts
 from runtime.cli.options import PlanOptions, read_text_file
 
 
@@ -24,18 +25,17 @@ def plan_by(
     loop: str,
     prompt_tokens: int | None = None,
     on_this_machine: bool = False,
-    reserved_bytes: int = 0,
+    drafts: DraftWish | None = None,
 ) -> Plan:
     """The planner's choice within the options; what shall run `on_this_machine` may not use more than it has.
 
-    `reserved_bytes` of RAM are set aside for something else in this process.
+    With `drafts` the best of them is planned beside the model, or none.
     """
     gpu = chosen_gpu(options.gpu)
-    wish = Wish(options.context, options.threads, prompt_tokens, loop, kv=options.kv)
+    kept = (options.kv, options.kv_ram_bytes, options.kv_is_free)
+    wish = Wish(options.context, options.threads, prompt_tokens, loop, Objective.LATENCY, *kept)
     budget = _budget(options, gpu, confined=on_this_machine)
-    if reserved_bytes:
-        budget = without(budget or measure_budget(gpu), reserved_bytes)
-    return solve_or_explain(question_here(gguf, wish, budget, gpu=gpu))
+    return solve_with_drafts(question_here(gguf, wish, budget, gpu=gpu), drafts)
 
 
 def _budget(options: PlanOptions, gpu: GpuCapabilities | None, *, confined: bool) -> Budget | None:
@@ -56,10 +56,13 @@ def question_by(
     options: PlanOptions, gguf: GGUFFile, *, objective: Objective, machine: str | None, prompt_tokens: int | None
 ) -> Question:
     """What the options ask: of this machine, or of one that is described under a name or in a file."""
-    wish = Wish(options.context, options.threads, prompt_tokens, options.loop.value, objective, options.kv)
+    numbers = (options.context, options.threads, prompt_tokens)
+    wish = Wish(*numbers, options.loop.value, objective, options.kv, options.kv_ram_bytes, options.kv_is_free)
     if machine is None:
         gpu = chosen_gpu(options.gpu)
         return question_here(gguf, wish, _budget(options, gpu, confined=False), gpu=gpu)
+    if options.kv_ram is not None:
+        raise RequestError("--kv-ram is for this machine, not for one that is described", hint="leave out --machine")
     described = load_machine(machine)
     has = described_budget(described)
     budget = parse_budget(options.budget, has) if options.budget else has

@@ -10,9 +10,18 @@ from offload.errors import RequestError
 from runtime.cli.console import console, write_json, write_text
 from runtime.cli.draft_options import DraftingOptions, tell_drafts
 from runtime.cli.groups import grouped
-from runtime.cli.options import AsJson, LaunchOptions, MaxTokens, Quiet, SamplingOptions, read_text_file
+from runtime.cli.options import (
+    AsJson,
+    LaunchOptions,
+    MaxTokens,
+    Quiet,
+    SamplingOptions,
+    TraceFile,
+    read_text_file,
+)
 from runtime.cli.session_options import SessionOptions, ask, begin, save
 from runtime.cli.signals import stop_at_token_boundary
+from runtime.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +45,7 @@ def command(
     record: Annotated[
         Path | None, typer.Option("--record-routing", help="Write here which experts tokens used.")
     ] = None,
+    trace_file: TraceFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -56,6 +66,9 @@ def command(
         engine = stack.enter_context(
             running(launch, gguf, model_text, quiet=quiet, prompt_tokens=len(ids), draft=draft)
         )
+        trace = None if trace_file is None else Trace(trace_file)
+        if trace is not None:
+            engine.trace(trace)
         conversation = None
         if saved is not None:
             conversation = begin(engine, keeping, saved, system=system, quiet=quiet)
@@ -78,6 +91,8 @@ def command(
             save(saved, conversation)
         if record is not None and recorder is not None:
             recorder.trace().save(record)
+        if trace is not None:
+            trace.write()
         if as_json:
             write_json(_document(pieces, len(ids)) | speeds(engine))
         else:

@@ -5,7 +5,7 @@ Knows nothing about how a step is computed or what the tokens mean.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from offload.cache_counts import CacheCounts
 from offload.errors import RequestError
 from offload.prefetch_gate import PrefetchMode
 from offload.routing_trace import TraceRecorder
+
+if TYPE_CHECKING:
+    from cpu_kernels.program import Program
 
 LogitsWanted = Literal["last", "all", "none"]
 
@@ -43,10 +46,39 @@ class WindowedKV(Protocol):
 
 @dataclass(slots=True)
 class Step:
-    """The next tokens of one sequence; `kv`, of the same executor, holds the ones before and gets these."""
+    """The next tokens of one sequence; `kv`, of the same executor, holds the ones before and gets these.
+
+    `parents`: the tokens are a tree, for a `TreeExecutor` alone. Of each the place of the one it follows, -1 for what
+    `kv` holds; gone through depth first, so that a token stands behind its parent or behind another's whole branch.
+    `kv` gets those on the way to the last token; every token's logits are wanted.
+    """
 
     token_ids: Sequence[int]
     kv: KVHandle
+    parents: Sequence[int] | None = None
+
+    @property
+    def depths(self) -> list[int]:
+        """How many of the step's tokens each follows. ValueError for parents that are no such walk."""
+        if self.parents is None:
+            return list(range(len(self.token_ids)))
+        depths: list[int] = []
+        way: list[int] = []  # to the token before
+        for place, parent in enumerate(self.parents):
+            while way and way[-1] != parent:
+                way.pop()
+            if not way and parent != -1:
+                raise ValueError(f"token {place} of a tree follows {parent}, whose branch is over")
+            depths.append(len(way))
+            way.append(place)
+        if len(depths) != len(self.token_ids):
+            raise ValueError(f"{len(depths)} parents of {len(self.token_ids)} tokens")
+        return depths
+
+    @property
+    def grows(self) -> int:
+        """Tokens by which the cache is longer afterwards."""
+        return len(self.token_ids) if self.parents is None else self.depths[-1] + 1
 
 
 Cache = TypeVar("Cache", bound=KVHandle)
@@ -63,7 +95,7 @@ def checked_caches(steps: Sequence[Step], kind: type[Cache], vocab_size: int) ->
         outside = next((token for token in step.token_ids if not 0 <= token < vocab_size), None)
         if outside is not None:
             raise RequestError(f"token {outside} is not in the vocabulary of {vocab_size}")
-        needed = kv.length + len(step.token_ids)
+        needed = kv.length + max(step.depths, default=-1) + 1
         if needed > kv.capacity_tokens:
             raise RequestError(
                 f"{needed} tokens do not fit in a context of {kv.capacity_tokens}",
@@ -93,6 +125,15 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class SharingExecutor(Protocol):
+    """An executor whose caches may hold the same rows until one of them writes to them."""
+
+    def share_kv(self, kv: KVHandle, other: KVHandle, tokens: int) -> int:
+        """The empty cache `kv` holds the first rows of `other` from now on: so many, at most `tokens`."""
+        ...
+
+
+@runtime_checkable
 class ThreadedExecutor(Protocol):
     """An executor whose number of threads may change between two steps."""
 
@@ -111,6 +152,16 @@ class PrefetchingExecutor(Protocol):
 
 
 @runtime_checkable
+class TreeExecutor(Protocol):
+    """An executor that may take several tokens of several sequences, or a tree of them, in one pass."""
+
+    @property
+    def most_pass_tokens(self) -> int:
+        """Tokens of such a pass at most; 0 where it takes none."""
+        ...
+
+
+@runtime_checkable
 class FeatureExecutor(Protocol):
     """An executor that can show the hidden states that its last logits came from."""
 
@@ -119,6 +170,14 @@ class FeatureExecutor(Protocol):
 
         ValueError for more than the last run had.
         """
+        ...
+
+    def read_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n, vocabulary) of up to 16 hidden states (n, width), as `features` shows them; changes nothing."""
+        ...
+
+    def compute(self, program: "Program") -> None:
+        """Runs a program of the caller's on the executor's threads."""
         ...
 
 

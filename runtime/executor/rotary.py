@@ -25,6 +25,11 @@ class RotaryTable:
         self._magnitude = magnitude(rope)
         self._cos = self._sin = np.empty((0, len(angles)), np.float32)
 
+    @property
+    def positions(self) -> int:
+        """How many are made."""
+        return len(self._cos)
+
     def at(self, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(cosines, sines) of positions start to stop - 1, each (stop - start, pairs)."""
         if stop > len(self._cos):

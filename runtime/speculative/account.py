@@ -26,7 +26,7 @@ class Account:
     advance_s: float = 0.0
     turns: int = 0
 
-    def add(self, tokens: int, seconds: float, plain_s: float) -> None:
+    def add(self, tokens: float, seconds: float, plain_s: float) -> None:
         """Count a turn that gave so many tokens, where one costs `plain_s` without drafts."""
         self.turns += 1
         self.elapsed_s += seconds

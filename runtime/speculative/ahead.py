@@ -25,6 +25,11 @@ class AheadDraft:
 
     has_own_device = True
 
+    @property
+    def grows_trees(self) -> bool:
+        """See `TreeDraft`: a guess is a chain, and a tree where it was wrong would take the time that it saves."""
+        return False
+
     def __init__(self, draft: SequenceDraft) -> None:
         self._draft = draft
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="strata-draft")

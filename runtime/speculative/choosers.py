@@ -4,6 +4,7 @@ Knows nothing about models. Invariant: a choice depends on the sampler's paramet
 and the tokens before it alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from runtime.sampler import Sampler
 from runtime.speculative.draft import Candidate
 from runtime.speculative.rejection import DRAFT_STREAM, drawn, uniform
+
+CHOICES = 3  # proposed for one place of a tree at most: the first, and those that `policy.OTHERS` tells of
 
 
 class Chooser:
@@ -25,14 +28,14 @@ class Chooser:
     def __init__(self, sampler: Sampler, *, draws: bool = False) -> None:
         params = replace(sampler.params, seed=sampler.seed, logprobs=0)
         self._sampler = Sampler(params, sampler.vocab_size)
+        self._several = Sampler(replace(params, logprobs=CHOICES), sampler.vocab_size)
         self._draws = draws
+        self._sequence: Sequence[int] = ()
 
     def follow(self, token_ids: Sequence[int], known: int) -> None:
         """The sequence is `token_ids`, whose first `known` tokens are as they were."""
-        sampler = self._sampler
-        sampler.truncate(min(known, sampler.num_tokens))
-        for token_id in token_ids[sampler.num_tokens :]:
-            sampler.accept(token_id)
+        self._follow(self._sampler, token_ids, known)
+        self._sequence = token_ids
 
     def choose(self, logits: NDArray[np.float32], position: int) -> Candidate:
         """What to draft at `position`; the next choice is behind it. `logits` (vocabulary of the draft,)."""
@@ -47,6 +50,32 @@ class Chooser:
             chosen = Candidate(sampled.token_id, float(np.exp(sampled.logprob)))
         sampler.accept(chosen.token_id)
         return chosen
+
+    def choose_several(self, way: Sequence[int], logits: NDArray[np.float32]) -> list[Candidate]:
+        """What to draft behind the sequence and the drafts `way`, by rank: what `choose` would, then the most probable.
+
+        Nothing is remembered. `logits` (vocabulary of the draft,).
+        """
+        sampler, before = self._several, len(self._sequence)
+        self._follow(sampler, self._sequence, before)
+        for token_id in way:
+            sampler.accept(token_id)
+        sampled = sampler.sample(_resized(logits, sampler.vocab_size), before + len(way))
+        sampler.truncate(before)
+        others = [(token_id, logprob) for token_id, logprob in sampled.top_logprobs if token_id != sampled.token_id]
+        chosen = [(sampled.token_id, sampled.logprob), *others[: CHOICES - 1]]
+        return [
+            Candidate(token_id, math.exp(logprob), rank=rank)
+            for rank, (token_id, logprob) in enumerate(chosen)
+            if logprob > -math.inf
+        ]
+
+    @staticmethod
+    def _follow(sampler: Sampler, token_ids: Sequence[int], known: int) -> None:
+        """Have a sampler know `token_ids`, of which the first `known` are as they were when it was last told."""
+        sampler.truncate(min(known, sampler.num_tokens))
+        for token_id in token_ids[sampler.num_tokens :]:
+            sampler.accept(token_id)
 
 
 def _resized(logits: NDArray[np.float32], vocab_size: int) -> NDArray[np.float32]:

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.sampler import Sampler
-from runtime.speculative.draft import DraftSource, FeatureDraft, Guide, Proposal, SequenceDraft
+from runtime.speculative.draft import (
+    DraftSource,
+    FeatureDraft,
+    Guide,
+    Proposal,
+    SequenceDraft,
+    grows_trees,
+    on_features,
+)
 
 SURE = 0.75  # confidence of a lookup from which the model is not asked: a match of 3 tokens
 
@@ -45,9 +53,14 @@ class MixedDraft:
         return self._model.has_own_device
 
     @property
+    def grows_trees(self) -> bool:
+        """See `TreeDraft`."""
+        return grows_trees(self._model)
+
+    @property
     def wants_features(self) -> bool:
         """See `FeatureDraft`."""
-        return isinstance(self._model, FeatureDraft) and self._model.wants_features
+        return on_features(self._model) is not None
 
     def observe(self, feature: NDArray[np.float32]) -> None:
         """See `FeatureDraft`."""

@@ -7,6 +7,7 @@ anew from half of its length when it is full. Invariant: row i of the cache was 
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from offload.gguf import GGUFFile
 from runtime.executor.base import Executor, KVHandle, Step
 from runtime.sampler import Sampler
-from runtime.speculative.draft import Candidate, Guide, Proposal
+from runtime.speculative.draft import Candidate, Guide, Proposal, TreeGuide
+from runtime.speculative.growth import grow
 
 LEAST_READ = 16  # tokens that a draft without context begins with
 
@@ -53,7 +55,9 @@ class ModelSource:
 
 
 class ModelDraft:
-    """`SequenceDraft` by an executor and a cache."""
+    """`SequenceDraft` and `TreeDraft` by an executor and a cache."""
+
+    grows_trees = True
 
     def __init__(
         self, executor: Executor, kv: KVHandle, name: str, vocab_size: int, *, has_own_device: bool = False
@@ -75,18 +79,11 @@ class ModelDraft:
     def propose(self, token_ids: Sequence[int], guide: Guide) -> Proposal:
         """See `SequenceDraft`."""
         most = min(guide.most_computed, guide.most, self._kv.capacity_tokens // 2)
+        if guide.tree is not None and guide.tree.most_depth <= self._kv.capacity_tokens // 2:
+            return self._tree(token_ids, guide, guide.tree)
         if most < 1:
             return Proposal(source=self._name)
-        started = time.perf_counter()
-        self._keep_common(token_ids)
-        self._place_window(len(token_ids), most, guide.reading_tokens)
-        unseen = token_ids[self._first + len(self._held) :]
-        if len(unseen) > 2:  # more than an accepted token and the one behind it
-            self._forward(unseen[:-1], wanted=False)
-        read_tokens = max(len(unseen) - 2, 0)
-        read_s = time.perf_counter() - started if read_tokens else 0.0
-        row = self._forward(unseen[-1:] if read_tokens else unseen)
-        self._certain = len(self._held)
+        row, read_tokens, read_s = self._read(token_ids, most, guide.reading_tokens)
         candidates: list[Candidate] = []
         while True:
             candidate = guide.choose(row, len(token_ids) + len(candidates))
@@ -94,6 +91,33 @@ class ModelDraft:
             if len(candidates) == most or not guide.goes_on(self._name, candidate.confidence):
                 return Proposal(tuple(candidates), self._name, True, read_tokens, read_s)
             row = self._forward([candidate.token_id])
+
+    def _tree(self, token_ids: Sequence[int], guide: Guide, tree: TreeGuide) -> Proposal:
+        """A tree behind `token_ids`; rows of one way are kept at a time."""
+        row, read_tokens, read_s = self._read(token_ids, tree.most_depth, guide.reading_tokens)
+
+        def expand(way: Sequence[int]) -> NDArray[np.float32]:
+            if not way:
+                return row
+            wanted = [*token_ids, *way]
+            self._keep_common(wanted)
+            return self._forward(wanted[self._first + len(self._held) :])
+
+        return replace(grow(self._name, tree, expand), read_tokens=read_tokens, read_s=read_s)
+
+    def _read(self, token_ids: Sequence[int], most: int, reading_tokens: int) -> tuple[NDArray[np.float32], int, float]:
+        """The logits behind `token_ids`, with room for `most` drafts; tokens read before its last two, and seconds."""
+        started = time.perf_counter()
+        self._keep_common(token_ids)
+        self._place_window(len(token_ids), most, reading_tokens)
+        unseen = token_ids[self._first + len(self._held) :]
+        if len(unseen) > 2:  # more than an accepted token and the one behind it
+            self._forward(unseen[:-1], wanted=False)
+        read_tokens = max(len(unseen) - 2, 0)
+        read_s = time.perf_counter() - started if read_tokens else 0.0
+        row = self._forward(unseen[-1:] if read_tokens else unseen)
+        self._certain = len(self._held)
+        return row, read_tokens, read_s
 
     def _keep_common(self, token_ids: Sequence[int]) -> None:
         """Forget the rows of drafts that were rejected; one token at least is left to compute."""

@@ -13,6 +13,7 @@ NAME = "n-gram"
 LONGEST = 5
 SHORTEST = 2
 MOST_COMPARED = 32  # tokens back from a match, for its confidence
+MOST_PLACES = 64  # of the newest two tokens that are looked at
 
 
 class NGramSource:
@@ -29,18 +30,21 @@ class NGramSource:
 
 
 class NGramDraft:
-    """`SequenceDraft` by lookup of the last 5 to 2 tokens; the newest of several matches."""
+    """`SequenceDraft` by lookup of the last 5 to 2 tokens; the newest of several matches.
+
+    Positions after the same two tokens are linked, newest first, as LZ77 coders do: a token costs one look-up.
+    """
 
     has_own_device = False
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> position after it
-        self._indexed = 0  # n-grams that end at or before this position are known
+        self._newest: dict[tuple[int, int], int] = {}  # two tokens -> the last position after them
+        self._before: list[int] = []  # of each position the one before it after the same two tokens, or 0
 
     def begin(self, token_ids: Sequence[int]) -> None:
         """See `SequenceDraft`."""
-        self._ends.clear()
-        self._indexed = 0
+        self._newest.clear()
+        self._before.clear()
         self._index(token_ids)
 
     def propose(self, token_ids: Sequence[int], guide: Guide) -> Proposal:
@@ -61,22 +65,33 @@ class NGramDraft:
         )
 
     def _index(self, token_ids: Sequence[int]) -> None:
-        """Learn the n-grams that are followed by a token."""
-        ends = self._ends
-        for end in range(max(self._indexed + 1, SHORTEST), len(token_ids)):
-            tail = tuple(token_ids[max(0, end - LONGEST) : end])
-            for length in range(SHORTEST, len(tail) + 1):
-                ends[tail[-length:]] = end
-        self._indexed = max(self._indexed, len(token_ids) - 1)
+        """Learn the positions that have a token and at least two before it."""
+        newest, before = self._newest, self._before
+        for end in range(len(before), len(token_ids)):
+            pair = (token_ids[end - 2], token_ids[end - 1]) if end >= SHORTEST else None
+            before.append(0 if pair is None else newest.get(pair, 0))
+            if pair is not None:
+                newest[pair] = end
 
     def _find(self, token_ids: Sequence[int]) -> int | None:
         """The position after the newest earlier place of the longest n-gram that ends the sequence."""
-        tail = tuple(token_ids[-LONGEST:])
-        for length in range(len(tail), SHORTEST - 1, -1):
-            found = self._ends.get(tail[-length:])
-            if found is not None:
-                return found
-        return None
+        length = len(token_ids)
+        if length < SHORTEST:
+            return None
+        end = self._newest.get((token_ids[-2], token_ids[-1]), 0)
+        best, longest = None, SHORTEST - 1
+        for _ in range(MOST_PLACES):
+            if not end:
+                break
+            count = SHORTEST
+            while count < min(LONGEST, end) and token_ids[end - 1 - count] == token_ids[length - 1 - count]:
+                count += 1
+            if count > longest:
+                best, longest = end, count
+            if count == LONGEST:
+                break
+            end = self._before[end]
+        return best
 
     @staticmethod
     def _matched(token_ids: Sequence[int], end: int) -> int:

@@ -12,6 +12,8 @@ OFF = "off"
 AUTO = "auto"
 NGRAM = "ngram"
 DEFAULT_MOST = 8
+DEFAULT_TREE = 32
+MOST_TREE = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,8 @@ class DraftOptions:
 
     `source` is "off", "auto", "ngram", a GGUF file, or such a file and "ngram" joined by a comma. `synthetic` makes
     drafts right with that chance, at the cost of `source`. `rejection` keeps the distribution of answers but not the
-    text of a seed. `forced` verifies every draft, whether it pays or not. `reserved_bytes` of RAM were set aside for a
-    draft model when the target's plan was made.
+    text of a seed. `forced` verifies every draft, whether it pays or not. `tree`: drafts of a tree at most, where one
+    pays; 0 for chains alone.
     """
 
     source: str = OFF
@@ -29,11 +31,12 @@ class DraftOptions:
     synthetic: float | None = None
     rejection: bool = False
     forced: bool = False
-    reserved_bytes: int = 0
+    tree: int = DEFAULT_TREE
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_integer("--draft-max", self.most, 1, MOST_DRAFTS)
+        check_integer("--draft-tree", self.tree, 0, MOST_TREE)
         if self.synthetic is not None:
             check_number("--spec-synthetic", self.synthetic, 0.0, 1.0)
 

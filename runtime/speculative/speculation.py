@@ -1,8 +1,8 @@
 """Drafts beside an engine: one source and one policy for all its sequences, and what they did.
 
 Knows nothing of prompts or text. Invariant: with sample-and-match, the default, every answer is the one that plain
-decoding gives (on a GPU up to the last bits of logits, of which a warning tells); a draft that fails is logged and left
-out from then on.
+decoding gives (but nearly where a GPU and the CPU share a layer's experts, of which a warning tells); a draft that
+fails is logged and left out from then on.
 """
 
 import logging
@@ -14,13 +14,15 @@ from weakref import WeakKeyDictionary
 from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
-from planner.drafts import EXPECTED_ACCEPTANCE, MOST_DRAFTS, DraftForecast, pass_ratios
+from planner.drafts import EXPECTED_ACCEPTANCE, MOST_DRAFTS, pass_ratios, record_acceptance
+from planner.hybrid_split import split_of
 from planner.model_shape import ModelShape
 from planner.plan import Plan
-from planner.profile import load_or_measure
+from planner.planned_draft import PlannedDraft
+from planner.solve import question_of
 from planner.ways import HYBRID, PROGRAM
 from runtime.executor.base import Executor
-from runtime.generation import Generation
+from runtime.generation import Generation, Piece
 from runtime.speculative.account import Account
 from runtime.speculative.choosers import Chooser
 from runtime.speculative.draft import DraftSource
@@ -31,12 +33,13 @@ from runtime.speculative.policy import Policy
 from runtime.speculative.rejection import RejectionSampler
 from runtime.speculative.sequence import Passed, PlainTokens, SpeculativeSequence
 from runtime.speculative.synthetic import SyntheticDraft, SyntheticSource
+from runtime.speculative.together import Together
 from runtime.speculative.totals import Totals
 from runtime.text import ModelText
 
 log = logging.getLogger("strata.speculative")
 
-LOOPS = (PROGRAM, HYBRID)  # whose logits depend on how many tokens are computed at once not at all, or hardly
+LOOPS = (PROGRAM, HYBRID)  # whose logits do not depend on how many tokens are computed at once
 
 
 class Speculation(Closing):
@@ -49,14 +52,15 @@ class Speculation(Closing):
         policy: Policy,
         *,
         rejection: bool = False,
-        forecast: DraftForecast | None = None,
+        learned_as: tuple[str, str] | None = None,
     ) -> None:
-        """`forecast`: what the planner expects of the source, for showing."""
+        """`learned_as`: the names of target and draft under which the profile keeps how often drafts were right."""
         self.source = source
-        self.forecast = forecast
+        self._learned_as = learned_as
         self.policy = policy
         self.totals = Totals(source.name)
         self._executor = executor
+        self._together = Together(executor, policy)
         self._rejection = rejection
         self._sequences: WeakKeyDictionary[Generation, SpeculativeSequence] = WeakKeyDictionary()
         self._answers: WeakKeyDictionary[Generation, Sequence[int]] = WeakKeyDictionary()
@@ -68,7 +72,7 @@ class Speculation(Closing):
 
     def begin(self) -> None:
         """A run begins: its totals are told apart."""
-        self.totals = Totals(self.source.name, failure=self.totals.failure)
+        self.totals = Totals(self.source.name, failure=self.totals.failure, trace=self.totals.trace)
 
     def foresee(self, generation: Generation, token_ids: Sequence[int]) -> None:
         """The sequence of `generation` will be this, prompt included."""
@@ -91,22 +95,64 @@ class Speculation(Closing):
                 return PlainTokens(sys.maxsize)
             self._sequences[generation] = sequence
             self.policy.started(account, time.perf_counter() - started)
-        return sequence.next(generation, self.totals)
+        return sequence.next(generation, self.policy, self.totals)
+
+    def next_of_several(self, generations: Sequence[Generation]) -> list[Piece | None] | PlainTokens:
+        """The last token that each of several such sequences got of one pass; or how many are best decoded plainly."""
+        group = self._together.group(len(generations))
+        if group is None:
+            self.totals.together = f"no pass takes drafts of {len(generations)} sequences here"
+            return PlainTokens(sys.maxsize)
+        if any(generation not in self._sequences for generation in generations):
+            wait = group.policy.plain_tokens_before_start(group.account, 0)
+            if wait:
+                return PlainTokens(wait)
+            started = time.perf_counter()
+            if not all(self._begin(generation) for generation in generations):
+                return PlainTokens(sys.maxsize)
+            group.policy.started(group.account, time.perf_counter() - started)
+        running = [(generation, self._sequences[generation]) for generation in generations]
+        for generation, sequence in running:
+            sequence.settle(generation, self.policy, self.totals)
+        found = self._together.step(group, running, self.totals)
+        return PlainTokens(found) if isinstance(found, int) else found
+
+    def idled(self, lanes: int, passes: int) -> None:
+        """So many passes over so many sequences were made without a thought of drafts."""
+        group = self._together.group(lanes)
+        if group is not None:
+            group.policy.idled(passes, group.account)
+            self.totals.add_idle(passes * lanes, lanes)
 
     def settle(self, generation: Generation) -> None:
         """The next tokens are decoded without drafts, or there are none."""
         if generation in self._sequences:
-            self._sequences[generation].settle(generation, self.totals)
+            self._sequences[generation].settle(generation, self.policy, self.totals)
 
     def end(self, generation: Generation) -> None:
         """The answer is over."""
         sequence = self._sequences.pop(generation, None)
         if sequence is not None:
-            sequence.end(generation, self.totals)
+            sequence.end(generation, self.policy, self.totals)
+
+    def learn(self) -> None:
+        """Keep how often drafts were right for later plans, if that was seen often enough."""
+        rate = self.policy.acceptance.measured
+        if self._learned_as is not None and rate is not None:
+            record_acceptance(*self._learned_as, rate)
 
     def close(self) -> None:
         """Free the source."""
         self.source.close()
+
+    def _begin(self, generation: Generation) -> bool:
+        """Prepare drafts for one of several sequences, unless they are; False where there are none."""
+        if generation not in self._sequences:
+            sequence = self._sequence(generation, Account())
+            if sequence is None:
+                return False
+            self._sequences[generation] = sequence
+        return True
 
     def _sequence(self, generation: Generation, account: Account) -> SpeculativeSequence | None:
         """The drafts of a sequence; those of a conversation's earlier turns go on. None after a failure."""
@@ -126,43 +172,60 @@ class Speculation(Closing):
             self.totals.fail(error)
             return None
         chooser = Chooser(sampler, draws=self._rejection)
-        return SpeculativeSequence(self._executor, draft, self.policy, chooser, account)
+        return SpeculativeSequence(self._executor, draft, chooser, account)
 
 
 def make_speculation(
     options: DraftOptions, gguf: GGUFFile, text: ModelText, plan: Plan, executor: Executor
 ) -> Speculation | None:
-    """What `options` ask for beside a model that runs by `plan`; None where drafts are off.
+    """What `options` ask for, or the plan has, beside a model that runs by `plan`; None where drafts are off.
 
     RequestError where the plan's loop does not give the same logits for several tokens as for each, or for a source
     that cannot be; DoesNotFitError for a draft model that the budget has no room for.
     """
-    if not options.is_on:
+    if not options.is_on and plan.draft is None:
         return None
     if plan.settings.loop not in LOOPS:
         raise RequestError(
             f"drafts cannot be verified by the {plan.settings.loop} loop: its logits change with the tokens of a step",
             hint="use --loop program, or --draft off",
         )
-    if plan.settings.loop == HYBRID:
+    if plan.settings.loop == HYBRID and _shares_experts(gguf, plan):
         log.warning(
-            "a GPU's sums end differently for several tokens than for one: where two tokens are all but equally "
-            "likely, drafts may change the answer"
+            "which of a layer's experts the GPU computes depends on what ran before, and its sums end differently from "
+            "the CPU's: where two tokens are all but equally likely, drafts may change the answer"
         )
-    loaded = load_draft(options, gguf, text.tokenizer, plan)
-    policy = new_policy(options, gguf, plan, loaded.forecast)
-    return Speculation(executor, loaded.source, policy, rejection=options.rejection, forecast=loaded.forecast)
+    loaded = load_draft(options, gguf, text.tokenizer, plan, executor)
+    if loaded is None:
+        return None
+    policy = new_policy(options, gguf, plan, loaded.planned)
+    learned_as = None if loaded.key is None else (plan.model.key, loaded.key)
+    return Speculation(executor, loaded.source, policy, rejection=options.rejection, learned_as=learned_as)
 
 
-def new_policy(options: DraftOptions, gguf: GGUFFile, plan: Plan, expected: DraftForecast | None) -> Policy:
+def _shares_experts(gguf: GGUFFile, plan: Plan) -> bool:
+    """Whether there are layers whose experts are now the GPU's, now the CPU's."""
+    shape = ModelShape.from_gguf(gguf)
+    return bool(split_of(shape, plan.placements, plan.settings.gpu_slots).cached_layers(shape))
+
+
+def new_policy(options: DraftOptions, gguf: GGUFFile, plan: Plan, expected: PlannedDraft | None) -> Policy:
     """A policy that begins with what the plan predicts."""
     plain_s = 1 / plan.predicted.decode_tokens_per_s
-    shape = ModelShape.from_gguf(gguf, plan.settings.kv)
-    ratios = pass_ratios(shape, load_or_measure(), plan.settings.threads, MOST_DRAFTS + 1)
+    ratios = pass_ratios(question_of(plan, gguf), plan, MOST_DRAFTS + 1)
     return Policy(
-        PassTimes(lambda tokens: plain_s * ratios[tokens - 1]),
+        PassTimes(lambda tokens: plain_s * _ratio(ratios, tokens)),
         draft_s=expected.draft_s if expected is not None else 0.0,
-        acceptance=EXPECTED_ACCEPTANCE if options.synthetic is None else options.synthetic,
+        acceptance=expected.acceptance if expected is not None else options.synthetic or EXPECTED_ACCEPTANCE,
         most=options.most,
+        most_tree=options.tree,
         is_forced=options.forced,
     )
+
+
+def _ratio(ratios: Sequence[float], tokens: int) -> float:
+    """That of a pass over so many tokens; of more than there are ratios, as the second half of them grows."""
+    known, half = len(ratios), len(ratios) // 2
+    if tokens <= known:
+        return ratios[tokens - 1]
+    return ratios[-1] + (tokens - known) * (ratios[-1] - ratios[half]) / (known - 1 - half)

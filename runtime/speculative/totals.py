@@ -4,10 +4,12 @@ Knows nothing of how drafts are made or judged.
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.speculative.policy import Turn
+from runtime.speculative.turn import Turn
+from runtime.trace import Trace
 
 log = logging.getLogger("strata.speculative")
 
@@ -17,7 +19,8 @@ class Totals:
     """Sums over the turns of one answer or of several.
 
     `reached[i]` drafts at position i were put to the test, `accepted[i]` of them were right; `plain_token_s` is what a
-    token took without drafts.
+    token took without drafts, `plain_token_s_of` where so many sequences were answered at once. `trees`: passes with a
+    tree; `tree_right`: their drafts that were right, by rank among a source's choices.
     """
 
     draft: str
@@ -33,11 +36,19 @@ class Totals:
     exchange_s: float = 0.0
     plain_s: float = 0.0
     plain_token_s: float = 0.0
+    plain_token_s_of: dict[int, float] = field(default_factory=dict)
+    tokens_of: Counter[int] = field(default_factory=Counter)
+    trees: int = 0
+    tree_drafts: int = 0
+    tree_right: Counter[int] = field(default_factory=Counter)
+    together: str | None = None  # why there were none for several sequences at once
     failure: str | None = None
+    trace: Trace | None = None
 
-    def add(self, turn: Turn) -> None:
-        """Count a turn."""
+    def add(self, turn: Turn, lanes: int = 1) -> None:
+        """Count a turn of one of so many sequences."""
         self.tokens += turn.accepted + 1
+        self.tokens_of[lanes] += turn.accepted + 1
         self.drafted += len(turn.proposal.candidates)
         self.draft_s += turn.draft_s
         self.exchange_s += turn.exchange_s
@@ -48,18 +59,37 @@ class Totals:
         self.passes += 1
         self.verified += turn.verified
         self.verify_s += turn.verify_s
-        while len(self.reached) < turn.verified:
-            self.reached.append(0)
-            self.accepted.append(0)
-        for position in range(min(turn.verified, turn.accepted + 1)):
+        for position in range(turn.tested):
+            if position == len(self.reached):
+                self.reached.append(0)
+                self.accepted.append(0)
             self.reached[position] += 1
             self.accepted[position] += position < turn.accepted
+        if turn.proposal.parents is not None:
+            self.trees += 1
+            self.tree_drafts += turn.verified
+            self.tree_right.update(turn.proposal.candidates[place].rank for place in turn.right)
 
-    def add_idle(self, tokens: int) -> None:
-        """Count tokens that were decoded elsewhere, while drafts were off."""
+    def add_idle(self, tokens: int, lanes: int = 1) -> None:
+        """Count tokens that were decoded elsewhere, while drafts were off, so many sequences at once."""
         self.tokens += tokens
+        self.tokens_of[lanes] += tokens
         self.plain_passes += tokens
-        self.plain_s += tokens * self.plain_token_s
+        self.plain_s += tokens * self.plain_token_s_of.get(lanes, 0.0)
+
+    def plain_took(self, token_s: float, lanes: int = 1) -> None:
+        """A token takes that long by now without drafts, so many sequences at once."""
+        self.plain_token_s_of[lanes] = token_s
+        self.plain_token_s = self._plain_s() / self.tokens if self.tokens else token_s
+
+    def _plain_s(self) -> float:
+        """Seconds that all tokens would have taken without drafts."""
+        return sum(count * self.plain_token_s_of.get(lanes, 0.0) for lanes, count in self.tokens_of.items())
+
+    def took(self, name: str, start_s: float, end_s: float, **numbers: float) -> None:
+        """Shows in the trace, if there is one: drafting, verifying or the exchange between them."""
+        if self.trace is not None and end_s > start_s:
+            self.trace.add(name, name, start_s, end_s, **numbers)
 
     def fail(self, error: Exception) -> None:
         """The draft failed: answers go on without."""
@@ -85,7 +115,7 @@ class Totals:
     @property
     def gain(self) -> float | None:
         """Speed over that of plain decoding, as its tokens were measured in between."""
-        return self.tokens * self.plain_token_s / self.seconds if self.seconds and self.plain_token_s else None
+        return self._plain_s() / self.seconds if self.seconds and self.plain_token_s else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: rates and seconds under the names of the fields."""
@@ -105,6 +135,10 @@ class Totals:
             "plain_s": self.plain_s,
             "plain_token_s": self.plain_token_s,
             "gain": self.gain,
+            "trees": self.trees,
+            "tree_drafts": self.tree_drafts,
+            "tree_right_by_rank": [self.tree_right[rank] for rank in range(max(self.tree_right, default=-1) + 1)],
+            "together": self.together,
             "failure": self.failure,
         }
 
@@ -117,6 +151,8 @@ class Totals:
         if self.failure is not None:
             return f"drafts ({self.draft}) failed and were left out: {self.failure}"
         gain = self.gain
+        if not self.tokens and self.together is not None:
+            return f"drafts ({self.draft}) were off: {self.together}"
         if not self.tokens or gain is None:
             return f"drafts ({self.draft}) were off: the answer was too short to pay for their start"
         if not self.passes:
@@ -129,11 +165,21 @@ class Totals:
         plain = self.plain_passes / (self.passes + self.plain_passes)
         return f"{text}; off for {plain:.0%} of the passes" if plain > 0.5 else text
 
+    def _tree_lines(self) -> list[str]:
+        """Of trees, where there were some; of sequences at once, where drafts were off for them."""
+        lines = [] if self.together is None else [f"several sequences at once: {self.together}"]
+        if self.trees:
+            others = sum(count for rank, count in self.tree_right.items() if rank)
+            size, right = self.tree_drafts / self.trees, self.tree_right.total()
+            lines.append(f"{self.trees} trees of {size:.1f} drafts: {right} accepted, {others} of them no first choice")
+        return lines
+
     def lines(self) -> list[str]:
         """The figures behind the summary."""
         positions = " ".join(f"{rate:.0%}" for rate in self.by_position()) or "none was put to the test"
         return [
             f"accepted by position: {positions}",
+            *self._tree_lines(),
             f"{self.tokens} tokens in {self.passes} passes with drafts and {self.plain_passes} without; "
             f"{self.drafted} drafted, {self.verified} verified, {sum(self.accepted)} accepted",
             f"drafting {self.draft_s:.3f} s, verifying {self.verify_s:.3f} s, exchange {self.exchange_s:.3f} s, "

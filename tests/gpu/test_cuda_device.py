@@ -9,7 +9,7 @@ import torch
 
 from cpu_kernels.waiting import Counter
 from gpu_kernels.cuda_device import CudaDevice
-from gpu_kernels.device import Cost
+from gpu_kernels.device import CallHost, Copy, Cost, Launch
 from gpu_kernels.matrix import GpuMatrix, arrange
 from gpu_kernels.simulated import SimulatedDevice
 from offload.transfer import MatrixRows, TransferEngine
@@ -50,6 +50,30 @@ def test_memory_is_limited(device: CudaDevice) -> None:
         assert limited.free_bytes >= before - MIB
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_repeated_work_as_a_graph(device: CudaDevice) -> None:
+    """Kernels, copies and calls of host functions, which see what lies there when they run."""
+    stream, raised = device.stream("steps"), Counter()
+    source, result = device.pinned((MIB,), torch.float32), device.pinned((MIB,), torch.float32)
+    here, call = device.empty((MIB,), torch.float32), raised.raise_call()
+    work = [
+        Copy(here, source),
+        Launch(lambda: torch.add(here, here.sum() * 0 + 1, out=here), Cost()),
+        Copy(result, here),
+        CallHost(call.address, call.argument),
+    ]
+    give = stream.prepare(work)
+    give()
+    stream.synchronize()
+    raised.wait(1)
+    replay = stream.capture(give)
+    for step in range(2, 6):
+        source.fill_(step)
+        replay()
+        stream.synchronize()
+        raised.wait(step)
+        assert (result == step + 1).all()
 
 
 def test_work_copies_and_events_keep_their_order(device: CudaDevice) -> None:

@@ -61,6 +61,42 @@ def test_products(name: str, way: str, device: str) -> None:
         assert_close(out.cpu(), wanted, TOLERANCES[way])
 
 
+@pytest.mark.parametrize("way", ["few", "many"])
+@pytest.mark.parametrize("name", DECODINGS)
+def test_tokens_of_a_step_get_the_same_bits_alone(name: str, way: str, device: str) -> None:
+    _, matrix = pair_of(name, device, 517)
+    x, chosen = normal(1, 32, matrix.columns).to(device), in_one_way(device, way)
+    together, alone = (torch.empty((32, 517), device=device) for _ in range(2))
+    chosen.matmul(x, matrix, together)
+    for token in range(32):
+        chosen.matmul(x[token : token + 1], matrix, alone[token : token + 1])
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("window", [None, 300])
+def test_attention_of_a_step_gives_the_same_bits_alone(is_int8: bool, window: int | None, device: str) -> None:
+    shape, each = CacheShape(kv_heads=2, key_length=64, value_length=64, is_int8=is_int8), 17
+    lanes, blocks = lanes_of([1500, 700], shape.block_tokens)
+    cache = shape.empty(blocks)
+    fill(cache, lanes, 20)
+    on_gpu = KVBlocks(
+        *(None if part is None else part.to(device) for part in (cache.keys, cache.values)),
+        *(None if part is None else part.to(device) for part in (cache.key_scales, cache.value_scales)),
+    )
+    queries, chosen = normal(30, 2, each, 4 * 64).to(device), kernels_for(device)
+
+    def computed(first: int, stop: int) -> torch.Tensor:
+        part = Lanes(lanes.table.to(device), (lanes.lengths - (each - stop)).to(device))
+        out = torch.empty((2 * (stop - first), 4 * 64), device=device)
+        chosen.attention(queries[:, first:stop].flatten(0, 1), on_gpu, part, out, scale=0.3, window=window)
+        return out.view(2, stop - first, -1)
+
+    together = computed(0, each)
+    for token in range(each):
+        assert torch.equal(computed(token, token + 1), together[:, token : token + 1])
+
+
 @pytest.mark.parametrize("counts", [[(2, 1), (0, 1)], [(1, 40), (2, 17), (0, 8)]])
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "MXFP4"])
 def test_products_of_experts(name: str, counts: list[tuple[int, int]], device: str, kernels: Kernels) -> None:

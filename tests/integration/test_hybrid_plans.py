@@ -107,9 +107,10 @@ def test_the_command_says_what_is_simulated(
     assert "simulated" in row["gpu_info"]
 
 
-def test_drafts_tell_that_a_gpu_rounds_by_the_tokens_of_a_step(
-    expected: list[int], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("slots", "warns"), [(20, True), (64, False)])
+def test_drafts_tell_where_devices_share_experts(
+    slots: int, warns: bool, expected: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Engine(DEMO_MODEL, hybrid(20), draft=DraftOptions("ngram", forced=True)) as engine:
+    with Engine(DEMO_MODEL, all_on_gpu(hybrid(64), slots), draft=DraftOptions("ngram", forced=True)) as engine:
         assert answer(engine) == expected
-    assert "drafts may change the answer" in caplog.text
+    assert ("drafts may change the answer" in caplog.text) == warns

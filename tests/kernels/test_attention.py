@@ -19,6 +19,7 @@ from cpu_kernels.kv_layout import KVLayout, KVMemory
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.pool import Pool
 from cpu_kernels.program import Parameter, Program, Row
+from tests.support.kv_chunks import scattered_chunks
 from tests.support.rows import ISA_NAMES, ISAS, THREADS, address, close, floats, run
 
 every_isa = pytest.mark.parametrize("isa", ISAS, ids=ISA_NAMES)
@@ -62,13 +63,13 @@ class Memory:
     def __init__(self, case: Case, extra_tokens: int = 3) -> None:
         capacity = case.start + case.tokens + extra_tokens
         self.layout = KVLayout(case.kv_heads, case.key_length, case.value_length, capacity)
-        self.keys = np.full(self.layout.key_bytes // 2, np.nan, np.float16)
-        self.values = np.full(self.layout.value_bytes // 2, np.nan, np.float16)
-        self.at = KVMemory(self.layout, address(self.keys), address(self.values))
+        self.chunks = scattered_chunks(self.layout, np.float16(np.nan))
+        self.table = np.array([address(chunk) for chunk in self.chunks], np.int64)
+        self.at = KVMemory(self.layout, address(self.table))
 
     def unpacked(self, tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        keys = self.layout.unpack_keys(self.keys.view(np.uint8), tokens)
-        return keys.astype(np.float64), self.layout.unpack_values(self.values.view(np.uint8), tokens).astype(np.float64)
+        keys, values = self.layout.unpack_keys(self.chunks, tokens), self.layout.unpack_values(self.chunks, tokens)
+        return keys.astype(np.float64), values.astype(np.float64)
 
     def fill(self, case: Case) -> None:
         """Gaussian keys and values for every token, put there without rotation."""

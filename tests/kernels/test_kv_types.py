@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu_kernels.attention import attention_row, partial_floats, pieces_of, split_attention_rows, tile_tokens
+from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows, tile_tokens
 from cpu_kernels.heads import Rotation, code_keys_row, heads_row
 from cpu_kernels.isa import ISA
-from cpu_kernels.kv_layout import BLOCK_TOKENS, KVLayout, KVMemory
+from cpu_kernels.kv_layout import BLOCK_TOKENS, KVLayout, KVMemory, pieces_of
 from cpu_kernels.kv_types import KVType
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.reference.kv_codes import bfloat, encoded, rounded, unpacked_keys, unpacked_values, walsh_hadamard
+from tests.support.kv_chunks import scattered_chunks
 from tests.support.rows import ISAS, address, close, floats, run
 
 CODED = [kind for kind in KVType if kind.is_coded]
+CODED_TOLERANCE = 2e-4  # of sums a thirtieth of their terms: factors of codes have 16 bits, float16 itself has 11
 Floats = NDArray[np.float32]
 
 
@@ -55,9 +57,10 @@ class Filled:
             rotates_keys=rotates,
             rotates_values=rotates,
         )
-        sizes = (self.layout.key_bytes, self.layout.value_bytes, max(self.layout.window_bytes, 64))
-        self.keys, self.values, self.window = (np.full(size, 0xFF, np.uint8) for size in sizes)
-        self.memory = KVMemory(self.layout, address(self.keys), address(self.values), address(self.window))
+        self.chunks = scattered_chunks(self.layout, np.uint8(0xFF))
+        self.table = np.array([address(chunk) for chunk in self.chunks], np.int64)
+        self.window = np.full(max(self.layout.window_bytes, 64), 0xFF, np.uint8)
+        self.memory = KVMemory(self.layout, address(self.table), address(self.window))
         self.plain_keys = floats(1, case.total, case.kv_heads * case.key_length)
         self.plain_values = floats(2, case.total, case.kv_heads * case.value_length)
         self.case = case
@@ -83,22 +86,22 @@ class Filled:
         values = self.plain_values.reshape(case.total, case.kv_heads, -1).transpose(1, 0, 2)
         if layout.rotates_keys:
             keys, values = walsh_hadamard(keys), walsh_hadamard(values)
-        return _kept_keys(keys, layout.key_type), _kept(values, layout.value_type)
+        return _kept_keys(keys, layout.key_type), _kept(values, layout.value_type, layout.value_type.value_group)
 
 
-def _kept(x: Floats, kind: KVType) -> Floats:
+def _kept(x: Floats, kind: KVType, group: int) -> Floats:
     if kind is KVType.F16:
         return x.astype(np.float16).astype(np.float32)
-    return bfloat(np.ascontiguousarray(x)) if kind is KVType.BF16 else rounded(x, kind)
+    return bfloat(np.ascontiguousarray(x)) if kind is KVType.BF16 else rounded(x, kind, group)
 
 
 def _kept_keys(x: Floats, kind: KVType) -> Floats:
     if not kind.has_minimum:
-        return _kept(x, kind)
+        return _kept(x, kind, kind.key_group)
     halves = x.astype(np.float16).astype(np.float32)
     full = x.shape[1] // BLOCK_TOKENS * BLOCK_TOKENS
-    channels = halves[:, :full].reshape(len(x), full // 32, 32, -1).swapaxes(2, 3)
-    return rounded(channels, kind).swapaxes(2, 3).reshape(len(x), full, -1)
+    channels = halves[:, :full].reshape(len(x), full // BLOCK_TOKENS, BLOCK_TOKENS, -1).swapaxes(2, 3)
+    return rounded(channels, kind, BLOCK_TOKENS).swapaxes(2, 3).reshape(len(x), full, -1)
 
 
 def attended(filled: Filled, queries: Floats, isa: ISA | None) -> tuple[Floats, Floats]:
@@ -140,12 +143,14 @@ def reference(filled: Filled, queries: Floats, keys: Floats, values: Floats) -> 
     return out.reshape(case.tokens, -1)
 
 
+SMALL = Case(2, 1, 8, 8, tokens=70, start=0, window=50)
 NARROW = ISAS[-1]  # without any instructions of its own: what differs is how long compiling takes
 COMBINATIONS = [
-    *((CASES[0], kind, isa) for kind in CODED for isa in ISAS[:-1]),
+    *((CASES[0], kind, ISAS[0]) for kind in CODED),
+    *((CASES[0], kind, isa) for kind in (KVType.Q8_0, KVType.KIVI2) for isa in ISAS[1:-1]),
     *((CASES[1], kind, ISAS[len(ISAS) // 2]) for kind in CODED),
     *((CASES[2], kind, ISAS[0]) for kind in (*CODED, KVType.BF16)),
-    *((CASES[2], kind, NARROW) for kind in (KVType.Q4_0, KVType.KIVI2, KVType.BF16)),
+    *((SMALL, kind, NARROW) for kind in (KVType.Q4_0, KVType.KIVI2, KVType.BF16)),
 ]
 
 
@@ -161,16 +166,17 @@ def test_codes_and_attention(case: Case, kind: KVType, isa: ISA) -> None:
     queries = floats(0, case.tokens, case.heads * case.key_length)
     filled.append(case.start // 2, case.total - case.start // 2, isa)
     keys, values = filled.expected()
-    np.testing.assert_array_equal(unpacked_keys(filled.layout, filled.keys, keys.shape[1]), keys)
-    np.testing.assert_array_equal(unpacked_values(filled.layout, filled.values, case.total), values)
+    np.testing.assert_array_equal(unpacked_keys(filled.layout, filled.chunks, keys.shape[1]), keys)
+    np.testing.assert_array_equal(unpacked_values(filled.layout, filled.chunks, case.total), values)
     whole, split = attended(filled, queries, isa)
     wanted = reference(filled, queries, keys, values)
-    assert close(whole, wanted, 1e-5)
+    tolerance = CODED_TOLERANCE if kind.is_coded else 1e-5
+    assert close(whole, wanted, tolerance)
     assert (split == whole[: len(split)]).all()
     if kind.is_coded and case.total >= BLOCK_TOKENS:  # numbers that are a step off are noticed
         off = values + np.float32(0.01)
-        assert not close(whole, reference(filled, queries, keys, off), 1e-5)
-        assert not close(whole, reference(filled, queries, keys * np.float32(1.01), values), 1e-5)
+        assert not close(whole, reference(filled, queries, keys, off), tolerance)
+        assert not close(whole, reference(filled, queries, keys * np.float32(1.01), values), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +194,10 @@ def test_keys_and_values_of_different_types(kinds: tuple[KVType, KVType], isa: I
     filled.append(0, case.total, isa)
     queries = floats(0, case.tokens, case.heads * case.key_length)
     whole, _ = attended(filled, queries, isa)
-    assert close(whole, reference(filled, queries, *filled.expected()), 1e-5)
+    assert close(whole, reference(filled, queries, *filled.expected()), CODED_TOLERANCE)
 
 
-@pytest.mark.parametrize(("length", "isa"), [(8, ISAS[0]), (128, ISAS[-1]), *((64, isa) for isa in ISAS)], ids=named)
+@pytest.mark.parametrize(("length", "isa"), [(8, ISAS[0]), (32, NARROW), *((64, isa) for isa in ISAS[:-1])], ids=named)
 def test_turned_heads(length: int, isa: ISA) -> None:
     case = Case(2, 1, length, length, tokens=3, start=70)
     filled = Filled(case, KVType.F16, KVType.F16, rotates=True)
@@ -228,24 +234,24 @@ def test_what_is_not_finite_stays_so(kind: KVType, damage: float) -> None:
     filled.plain_values[9, 3] = damage
     filled.append(0, case.total, None)
     with np.errstate(all="ignore"):
-        assert not np.isfinite(unpacked_keys(filled.layout, filled.keys, 64)[0, 7]).all()
-        assert not np.isfinite(unpacked_values(filled.layout, filled.values, 65)[0, 9]).all()
+        assert not np.isfinite(unpacked_keys(filled.layout, filled.chunks, 64)[0, 7]).all()
+        assert not np.isfinite(unpacked_values(filled.layout, filled.chunks, 65)[0, 9]).all()
 
 
 def test_bytes_of_blocks() -> None:
     halves = KVType.F16.key_block_bytes(64) + KVType.F16.value_block_bytes(64)
     share = {kind: (kind.key_block_bytes(64) + kind.value_block_bytes(64)) / halves for kind in KVType}
     assert share == pytest.approx(
-        {"f16": 1, "bf16": 1, "q8_0": 17 / 32, "q4_0": 9 / 32, "kivi4": 10 / 32, "kivi2": 6 / 32}
+        {"f16": 1, "bf16": 1, "q8_0": 17 / 32, "q4_0": 9 / 32, "kivi4": 9 / 32, "kivi2": 5.5 / 32}
     )
     assert all(kind.key_block_bytes(length) % 64 == 0 for kind in KVType for length in (2, 6, 33, 80))
     layout = KVLayout(2, 64, 64, 1000, KVType.KIVI2, KVType.KIVI2)
-    assert layout.token_bytes == 2 * 2 * 24
-    assert layout.window_bytes == KVLayout(2, 64, 64, 1000).key_bytes
+    assert layout.token_bytes == 2 * (20 + 24)
+    assert layout.window_bytes == 2 * KVLayout(2, 64, 64, 1000).values_start
 
 
 def test_wrong_layouts_are_refused() -> None:
     with pytest.raises(ValueError, match="not a power of two"):
         KVLayout(1, 48, 64, 1, rotates_keys=True)
     with pytest.raises(ValueError, match="no window of keys"):
-        code_keys_row(KVMemory(KVLayout(1, 64, 64, 1), 0, 0), tokens=1, start=0)
+        code_keys_row(KVMemory(KVLayout(1, 64, 64, 1), 0), tokens=1, start=0)

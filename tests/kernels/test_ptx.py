@@ -49,8 +49,9 @@ def check(rows: list[dict[str, object]], capability: int) -> None:
             has_matrix_units = capability >= 80 and not is_float32
             assert row["mma" if has_matrix_units else "fma_f32"], row
             assert has_matrix_units or not row["mma"], row
-        if name == "few_columns_kernel":
-            assert row["fma_f32"], row
+        if name == "few_columns_kernel":  # what is fused could depend on how many columns there are
+            assert not row["fma_f32"], row
+            assert not row["loose_f32"], row
         if name in {"few_columns_kernel", "attention_kernel", "rms_norm_kernel", "elementwise_kernel"}:
             assert row["wide_loads"], row
         assert capability >= 80 or not row["bf16"], row
@@ -75,3 +76,17 @@ def test_every_type_compiles() -> None:
 @pytest.mark.parametrize("capability", [75, 80, 89, 120])
 def test_products_and_attention_compile(capability: int) -> None:
     check(compiled((capability,), ("Q4_K",), "--quick"), capability)
+
+
+def test_sums_of_a_step_are_made_alike_for_any_number_of_columns() -> None:
+    rows = compiled((86,), ("Q4_0", "Q4_K", "Q3_K", "MXFP4", "F16"), "--steps")
+    found: dict[tuple[str, str], set[str]] = {}
+    codes: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        key = str(row["kernel"]), str(row["label"]).partition(",")[0]
+        found.setdefault(key, set()).add(str(row["sums"]))
+        codes.setdefault(key, set()).add(str(row["code"]))
+    assert {kernel for kernel, _ in found} >= {"few_columns_kernel", "many_columns_kernel", "attention_kernel"}
+    assert all(len(sums) == 1 for sums in found.values()), found
+    # kernels that fuse are the very same code
+    assert all(len(each) == 1 for (kernel, _), each in codes.items() if kernel != "few_columns_kernel"), codes

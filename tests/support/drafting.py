@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from runtime.speculative.account import Account
 from runtime.speculative.choosers import Chooser
 from runtime.speculative.draft import Candidate, Guide, Proposal, SequenceDraft
 from runtime.speculative.estimates import PassTimes
+from runtime.speculative.growth import grow
 from runtime.speculative.policy import Policy
 from runtime.speculative.sequence import Passed, SpeculativeSequence
 from runtime.speculative.totals import Totals
@@ -42,6 +44,8 @@ class ListKV:
 class HashExecutor:
     """Logits behind a token depend on it, its position and the two tokens before it."""
 
+    most_pass_tokens = 64
+
     def __init__(self, vocab_size: int = len(VOCABULARY), *, salt: int = 0) -> None:
         self.vocab_size = vocab_size
         self.salt = salt
@@ -58,9 +62,10 @@ class HashExecutor:
                 raise RuntimeError("the device is gone")
             self.passes.append(len(step.token_ids))
             assert isinstance(step.kv, ListKV)
-            assert step.kv.length + len(step.token_ids) <= step.kv.capacity_tokens
-            rows = []
-            for token_id in step.token_ids:
+            before, rows = step.kv.length, []
+            assert before + max(step.depths) < step.kv.capacity_tokens
+            for token_id, depth in zip(step.token_ids, step.depths, strict=True):
+                step.kv.truncate(before + depth)
                 step.kv.rows.append(token_id)
                 rows.append(self._row(step.kv.rows))
             results.append(np.stack(rows[-1:] if logits == "last" else rows))
@@ -114,6 +119,40 @@ class PatternDraft:
         return Proposal(tuple(drafted), "pattern", is_computed=True)
 
 
+class TreePatternDraft:
+    """Knows the answer; grows trees of `most` drafts, where the choice of rank `ranks[position]`, if any, is right."""
+
+    has_own_device = False
+    grows_trees = True
+
+    def __init__(self, answer: Sequence[int], ranks: Sequence[int], most: int) -> None:
+        self.trees = 0
+        self._answer = list(answer)
+        self._ranks = list(ranks)
+        self._most = most
+
+    def begin(self, token_ids: Sequence[int]) -> None:
+        pass
+
+    def propose(self, token_ids: Sequence[int], guide: Guide) -> Proposal:
+        if guide.tree is None:
+            return Proposal()
+        self.trees += 1
+
+        def choose(way: Sequence[int], _logits: NDArray[np.float32]) -> list[Candidate]:
+            position = len(token_ids) + len(way)
+            is_known = [*token_ids, *way] == self._answer[:position] and position < len(self._answer)
+            right = self._answer[position] if is_known else position % 7
+            rank = self._ranks[position % len(self._ranks)]
+            choices = [(right + 1 + other) % len(VOCABULARY) for other in range(3)]
+            if rank < 3:
+                choices[rank] = right
+            return [Candidate(token_id, 0.5 - 0.15 * place, rank=place) for place, token_id in enumerate(choices)]
+
+        tree = replace(guide.tree, most=min(guide.tree.most, self._most), choose=choose)
+        return grow("pattern", tree, lambda _way: np.empty(0, np.float32))
+
+
 def generation(
     prompt: Sequence[int], sampling: SamplingParams, *, capacity: int = 80, session: Session | None = None, **options
 ) -> Generation:
@@ -130,9 +169,10 @@ def plain(executor: HashExecutor, state: Generation) -> Generation:
     return state
 
 
-def policy(*, most: int = 8, forced: bool = True, plain_s: float = 1e-3) -> Policy:
+def policy(*, most: int = 8, most_tree: int = 0, forced: bool = True, plain_s: float = 1e-3) -> Policy:
     """One that verifies all, or one for a target whose passes cost alike."""
-    return Policy(PassTimes(lambda _tokens: plain_s), draft_s=1e-5, acceptance=0.6, most=most, is_forced=forced)
+    times = PassTimes(lambda _tokens: plain_s)
+    return Policy(times, draft_s=1e-5, acceptance=0.6, most=most, most_tree=most_tree, is_forced=forced)
 
 
 def drafted(
@@ -147,17 +187,18 @@ def drafted(
     """`state` decoded with drafts; wound up once it has `stop_after` tokens."""
     state.advance(executor.forward([state.next_step(100)])[0][-1])
     chooser = Chooser(state.sampler)
-    sequence = SpeculativeSequence(executor, draft, by or policy(), chooser, Account())
+    sequence = SpeculativeSequence(executor, draft, chooser, Account())
+    by = by or policy()
     counts = totals or Totals("test")
     if not state.finished:
         draft.begin(state.session.token_ids)
     while not state.finished:
         if stop_after is not None and len(state.pieces) >= stop_after:
             state.wind_up()
-        passed = sequence.next(state, counts)
+        passed = sequence.next(state, by, counts)
         if isinstance(passed, Passed):
             state.advance(passed.row)
         else:
             state.advance(executor.forward([state.next_step(100)])[0][-1])
-    sequence.end(state, counts)
+    sequence.end(state, by, counts)
     return state

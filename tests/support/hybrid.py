@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cpu_kernels.isa import current
 from gpu_kernels.simulated import SimulatedDevice
 from offload.gguf import GGUFFile
 from runtime.architectures import Model, describe
@@ -16,17 +17,28 @@ from runtime.executor import Step
 from runtime.executor.base import Executor
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.executor.hybrid.rates import HybridRates
+from runtime.streamed import GGUFBundles, StreamedWeights
 
 FAST_GPU = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
 BRINGING = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9)  # a slow CPU: bringing experts pays
+BRINGING_FROM_FLASH = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e10)
 
 
 @contextmanager
-def hybrid(path: Path, placement: HybridPlacement, *, gpu: str = FAST_GPU, **options: Any) -> Iterator[HybridExecutor]:
-    """An executor, closed at the end; by default nearly all time is the CPU's own."""
+def hybrid(
+    path: Path, placement: HybridPlacement, *, gpu: str = FAST_GPU, stream_slots: int = 0, **options: Any
+) -> Iterator[HybridExecutor]:
+    """An executor, closed at the end; by default nearly all time is the CPU's own.
+
+    `stream_slots`: of RAM, for what the CPU reads from the file when it is needed; 0: it has all.
+    """
     with GGUFFile.open(path) as file:
+        model, isa = describe(file), current()
         options = {"context_tokens": 64, **options}
-        runner = HybridExecutor(describe(file), file, placement, SimulatedDevice(gpu), **options)
+        if stream_slots:
+            source = GGUFBundles(file, model, isa)
+            options["streamed"] = StreamedWeights(source, model, isa, slots=stream_slots)
+        runner = HybridExecutor(model, file, placement, SimulatedDevice(gpu), **options)
         try:
             yield runner
         finally:

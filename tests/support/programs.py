@@ -17,6 +17,7 @@ from runtime.architectures import describe
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
 from runtime.executor.program.executor import CHUNK_TOKENS
+from runtime.executor.program.kv_tiers import KVTiers
 from runtime.panels import PanelWeights
 from runtime.streamed import GGUFBundles, StreamedWeights
 
@@ -29,13 +30,15 @@ def executor(
     isa: ISA | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     kv_policy: KVPolicy | None = None,
+    kv_tiers: KVTiers | None = None,
 ) -> Iterator[ProgramExecutor]:
     """An executor, closed at the end."""
     with GGUFFile.open(path) as file:
         model = describe(file)
         weights = PanelWeights(file, model, isa=isa, threads=threads)
         weights.load()
-    runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens, kv_policy=kv_policy)
+    options = {"threads": threads, "chunk_tokens": chunk_tokens}
+    runner = ProgramExecutor(model, weights, **options, kv_policy=kv_policy, kv_tiers=kv_tiers)
     try:
         yield runner
     finally:

@@ -6,7 +6,7 @@ from gpu_kernels.blocks import Rotation
 from gpu_kernels.device import GpuDevice, Stream
 from runtime.architectures.base import Rope, RopeOrder
 from runtime.executor.program.angles import Angles
-from runtime.executor.rotary import FIRST_POSITIONS, RotaryTable
+from runtime.executor.rotary import RotaryTable
 
 
 class GpuAngles:
@@ -24,7 +24,8 @@ class GpuAngles:
             known = self._rotations.get(table)
             have = 0 if known is None else len(known.cos)
             if stop > have:
-                rows = min(max(stop, 2 * have, FIRST_POSITIONS), max(capacity_tokens, stop))
+                table.at(0, stop)  # made already where a program's lane reaches so far: its tables may not move
+                rows = min(table.positions, max(capacity_tokens, stop))
                 cos, sin = (self._sent(torch.from_numpy(part)) for part in table.at(0, rows))
                 self._rotations[table] = Rotation(cos, sin, neighbours=rope.order is RopeOrder.NORM)
                 self.generation += 1

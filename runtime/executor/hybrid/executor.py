@@ -1,13 +1,15 @@
 """Runs a model on a GPU and the CPU together, each its parts, by a placement that does not change while all is well.
 
-Where the GPU's memory does not suffice in the middle of a run, prompts go in smaller chunks, then keys and values move
-to RAM layer by layer; this is logged. Knows nothing about how a placement is found. Invariants: as for
-`ProgramExecutor`, as far as the GPU's kernels give a token the same bits whatever is computed beside it.
+Where the GPU's memory does not suffice in the middle of a run, prompts go in smaller chunks, then slots for experts are
+given up, then keys and values move to RAM layer by layer; this is logged. Knows nothing about how a placement is found.
+Invariants: as for `ProgramExecutor`, as far as the GPU's kernels give a token the same bits whatever is computed beside
+it.
 """
 
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -34,7 +36,7 @@ from runtime.executor.hybrid.runner import HybridRunner
 from runtime.executor.hybrid.tasks import gpu_matrices, resident_matrices
 from runtime.executor.hybrid.weights import GpuWeights
 from runtime.executor.program.executor import CHUNK_TOKENS, ProgramExecutor
-from runtime.executor.program.runner import Lane
+from runtime.executor.program.lanes import Lane
 from runtime.panels import PanelWeights
 from runtime.streamed import StreamedWeights
 
@@ -92,8 +94,10 @@ class HybridExecutor(ProgramExecutor):
         try:
             self._load(weights, on_load)
             if has_gpu_experts(model, self._placement):
-                self._experts = GpuExperts(gguf, model, self._placement, device, rates=rates)
+                self._experts = self._new_experts(gguf, model, rates, streamed)
                 self._experts.load(FiniteSums(device, self._stream, self._kernels))
+            if streamed is not None:
+                streamed.leave_out(self._has)
             self._pool = self._reserved_pool(model, context_tokens)
             super().__init__(model, weights, threads=threads, chunk_tokens=chunk_tokens)
         except BaseException as error:
@@ -114,9 +118,14 @@ class HybridExecutor(ProgramExecutor):
             raise ValueError(f"a KV cache of {policy.name}: what a GPU reads is float16")
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
-        kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens)
+        kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens, self.kv_tiers)
         self._caches.add(kv)
         return kv
+
+    @property
+    def most_pass_tokens(self) -> int:
+        """See `TreeExecutor`: a GPU's attention takes all lanes at once, so that none may write over another's."""
+        return 0
 
     @property
     def placement(self) -> HybridPlacement:
@@ -172,15 +181,40 @@ class HybridExecutor(ProgramExecutor):
             if on_load is not None:
                 on_load(host_total + done, host_total + gpu_total)
 
+    def _new_experts(
+        self, gguf: GGUFFile, model: Model, rates: HybridRates | None, streamed: StreamedWeights | None
+    ) -> GpuExperts:
+        """With as many of the placement's slots as there is memory for; torch.OutOfMemoryError if not for the rest."""
+        while True:
+            try:
+                return GpuExperts(gguf, model, self._placement, self._device, rates=rates, streamed=streamed)
+            except torch.OutOfMemoryError as error:
+                fewer = self._placement.with_fewer_slots(model.expert_count)
+                if fewer is None:
+                    raise
+                reason = str(error)  # not the error, whose frames hold memory of the GPU
+            log.warning("%d slots for experts on the GPU, not more: %s", fewer.expert_slots, reason)
+            self._placement = fewer
+
     def _reserved_pool(self, model: Model, tokens: int) -> KVPool:
-        """Blocks for so many tokens; layers for which there is no memory stay in RAM."""
+        """Blocks for so many tokens; layers for which there is no memory even without slots for experts stay in RAM."""
         while True:
             layers = self._placement.attention - self._placement.ram_kv
             try:
                 return KVPool(self._device, self._stream, model, layers, tokens)
             except torch.OutOfMemoryError as error:
+                reason = str(error)
+            if not self._give_up_slots(reason):
                 self._placement = self._placement.with_kv_in_ram(max(layers))
-                log.warning("keys and values of layer %d are kept in RAM: %s", max(layers), error)
+                log.warning("keys and values of layer %d are kept in RAM: %s", max(layers), reason)
+
+    def _has(self, layer: int) -> NDArray[np.bool_]:
+        """Which of the experts of a layer the GPU has, or whether it has all of a dense one."""
+        if self.model.experts is None:
+            return np.array([layer in self._placement.attention & self._placement.feed_forward])
+        if self._experts is None:
+            return np.zeros(self.model.experts.count, bool)
+        return self._experts.has(layer)
 
     def _groups(self, single: Sequence[int], lanes: Sequence[Lane]) -> Iterator[Sequence[int]]:
         """Lanes that are computed together turn by the same angles."""
@@ -205,14 +239,16 @@ class HybridExecutor(ProgramExecutor):
             # not before: the error's frames hold memory of the GPU
             if tokens > LEAST_CHUNK_TOKENS:
                 self._shorten_chunks(max(LEAST_CHUNK_TOKENS, tokens // 2), reason)
-            else:
+                continue
+            self._hybrid.use_placement(self._placement)  # frees what steps that were recorded hold
+            if not self._give_up_slots(reason):
                 self._move_keys_and_values(reason)
 
     def _in_pieces(self, lane: Lane, logits_tokens: int) -> NDArray[np.float32]:
         """The logits of the last tokens of a chunk that is too long now."""
         parts, step = [], self._most_tokens
         for first in range(0, len(lane.token_ids), step):
-            piece = Lane(lane.token_ids[first : first + step], lane.kv, lane.start + first)
+            piece = replace(lane, token_ids=lane.token_ids[first : first + step], start=lane.start + first)
             wanted = logits_tokens - (lane.stop - piece.stop)
             parts.append(self._compute([piece], min(max(wanted, 0), len(piece.token_ids))))
         return np.concatenate(parts)
@@ -221,6 +257,16 @@ class HybridExecutor(ProgramExecutor):
         log.warning("prompts go on in chunks of %d tokens: %s", tokens, reason)
         self._most_tokens = min(self._most_tokens, tokens)
         self._hybrid.shrink(self._most_tokens)
+
+    def _give_up_slots(self, reason: str) -> bool:
+        """Some of the slots for experts, which the CPU computes then; whether there were any to give up."""
+        freed = 0 if self._experts is None else self._experts.shrink()
+        if self._experts is None or not freed:
+            return False
+        kept = self._experts.num_places
+        log.warning("%d bytes of slots for experts are given up, and %d slots kept: %s", freed, kept, reason)
+        self._placement = replace(self._placement, expert_slots=kept, seeds=self._placement.seeds[:kept])
+        return True
 
     def _move_keys_and_values(self, reason: str) -> None:
         """Those of the last layer that has them on the GPU move to RAM; DeviceError if there are none left."""

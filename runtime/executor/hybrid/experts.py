@@ -4,8 +4,12 @@ Knows nothing about how experts are computed. Invariants: the places that a step
 runs; who computes an expert never depends on anything but the routing, the places and the rates.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cpu_kernels.expert_split import LayerPlaces
 from cpu_kernels.python_calls import PythonCall, PythonCalls
@@ -15,19 +19,21 @@ from gpu_kernels.device import GpuDevice
 from gpu_kernels.matrix import GpuMatrix
 from offload.cache_counts import CacheCounts
 from offload.errors import StrataError, UnsupportedModelError
-from offload.expert_schedule import misses_to_move, schedule_experts
+from offload.expert_schedule import ExpertSplit, ExpertTimes, misses_to_move, moving_saves_s, schedule_experts
 from offload.flash import FlashReader, ReadMode
 from offload.gguf import GGUFFile, TensorInfo
 from offload.gpu_slots import GpuSlots
 from offload.policies import PolicyName
 from offload.raw_experts import GGUFExperts
-from offload.transfer import TransferEngine
+from offload.transfer import BUFFER_BYTES, TransferEngine
 from runtime.architectures.base import Layer, Model
 from runtime.executor.hybrid.finite_sums import FiniteSums
 from runtime.executor.hybrid.placement import HybridPlacement
 from runtime.executor.hybrid.rates import HybridRates
 from runtime.finite import FiniteCheck
+from runtime.streamed import StreamedWeights
 
+BRINGING_GAIN = 0.9  # of the time without: what the CPU reads from flash stays in RAM, what is brought does not
 EXPERT_TENSORS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -42,17 +48,21 @@ class GpuExperts:
         device: GpuDevice,
         *,
         rates: HybridRates | None = None,
+        streamed: StreamedWeights | None = None,
         policy: PolicyName = PolicyName.LEAST_STALE,
-        mode: ReadMode = ReadMode.BUFFERED,
     ) -> None:
-        """Without `rates` no expert is brought for a step. Errors of `GpuSlots`, and `load` is to be called."""
+        """Without `rates` no expert is brought for a step. `streamed`: where the CPU has its experts from, if not all
+        are in RAM. Errors of `GpuSlots`, and `load` is to be called.
+        """
         assert model.experts is not None, "only routed models have experts"
         layers = {layer.index: layer for layer in model.layers if _is_gpus(layer, placement)}
         tensors = {index: _tensors(layer) for index, layer in layers.items()}
-        source = GGUFExperts(tensors)
+        # whoever packs experts for the CPU looks at all of them; where that is done as they are read, so it is here
+        source = GGUFExperts(tensors, look=None if streamed is None else FiniteCheck(gguf.path).rows)
+        mode = ReadMode.BUFFERED if streamed is None else ReadMode.DIRECT
         reader = FlashReader(gguf.sources, most_bytes=source.most_bytes, mode=mode)
-        self._engine = TransferEngine(device)
-        self._rates = rates
+        self._engine = TransferEngine(device, buffer_bytes=min(BUFFER_BYTES, source.most_bytes))
+        self._rates, self._streamed = rates, streamed
         self._resident = placement.resident
         self._calls = PythonCalls()
         self._brought = placement.brought_slots if rates is not None else 0
@@ -80,7 +90,7 @@ class GpuExperts:
         self._sizes = {index: _size(stacked) for index, stacked in tensors.items()}
         self._counts = np.zeros((model.block_count, 2, model.experts.count), np.int64)
         self._where = np.zeros(model.experts.count, np.int32)
-        self._stacks = {index: stacks for index in layers if (stacks := self._slots.stacks_of(index)) is not None}
+        self._stacks = self._stacks_now()
 
     @property
     def counts(self) -> CacheCounts:
@@ -120,9 +130,34 @@ class GpuExperts:
 
     def may_bring(self, layer: int, *, few: bool) -> bool:
         """Whether experts of a layer may be brought in steps of few tokens, or of many: the others ask nobody."""
-        if not self._brought or layer in self._resident:
+        if not self._brought or layer in self._resident or layer not in self._stacks:
             return False
-        return not few or self._moved_of(self._used) > 0
+        if not few:
+            return True
+        times = self._rates_now.times(*self._sizes[layer])
+        if self._streamed is None:
+            return moving_saves_s(self._used, times) > 0
+        none = [False] * self._used
+        return bool(self._split([1] * self._used, none, none, times).moved)
+
+    def has(self, layer: int) -> NDArray[np.bool_]:
+        """(experts,) those of a layer that are on the GPU between steps."""
+        return np.asarray(self._slots.table(layer) >= 0)
+
+    @property
+    def num_places(self) -> int:
+        """For experts that are kept."""
+        return self._slots.places
+
+    def shrink(self) -> int:
+        """Between steps: gives up some places; returns bytes freed, 0 where there are none that could be.
+
+        Programs and recordings of steps that were made before are of no use any more.
+        """
+        freed = self._slots.shrink()
+        self._stacks = self._stacks_now()
+        self._brought = min(self._brought, self._slots.brought)
+        return freed
 
     def choose_call(self, layer: int, status: int, brought: HostCall) -> PythonCall:
         """The call in a layer's row; `brought` is called when what it brings is there."""
@@ -138,7 +173,11 @@ class GpuExperts:
         if failure is not None:
             raise failure
         self._slots.used(self._counts[:, 0])
-        self._slots.settle()
+        self._slots.land()
+
+    def fetch(self) -> None:
+        """In the middle of a step, while the host waits for it: begins to fetch experts for later ones."""
+        self._slots.fetch()
 
     def step_failed(self) -> StrataError | None:
         """After a step that did not succeed: nothing of it is still on its way. Why an expert did not come, if so."""
@@ -151,24 +190,38 @@ class GpuExperts:
         self._slots.close()
         self._engine.close()
 
+    def _stacks_now(self) -> dict[int, tuple[GpuMatrix, ...]]:
+        return {index: stacks for index in self._tensors if (stacks := self._slots.stacks_of(index)) is not None}
+
     def _choose(self, layer: int, brought: HostCall) -> None:
         """Decides who computes the experts that `_counts` tells of; see `ExpertSplit`."""
         counts = self._counts[layer, 0]
         used = np.flatnonzero(counts)
         there = self._where[used] >= 0
         tokens = counts[used]
-        if tokens.max() <= 1:
+        if tokens.max() <= 1 and self._streamed is None:
             missing = used[~there]
             moved = missing[: self._moved_of(len(missing))]
         else:
+            in_ram = None if self._streamed is None else self._streamed.has_slot(layer)[used].tolist()
             times = self._rates_now.times(*self._sizes[layer])
-            split = schedule_experts(tokens.tolist(), there.tolist(), times)
+            split = self._split(tokens.tolist(), there.tolist(), in_ram, times)
             self._where[used[list(split.cpu)]] = -1
             moved = used[list(split.moved)]
         moved = moved[: self._brought]
         if len(moved):
             self._where[moved] = self._slots.bring(layer, moved.tolist())
         self._slots.call_when_brought(brought.address, brought.argument)
+
+    def _split(
+        self, tokens: Sequence[int], there: Sequence[bool], in_ram: Sequence[bool] | None, times: ExpertTimes
+    ) -> ExpertSplit:
+        """Who computes a layer's experts; `in_ram`: those of them that RAM has, None where it has all."""
+        split = schedule_experts(tokens, there, times, in_ram)
+        if in_ram is None or not split.moved:
+            return split
+        kept = schedule_experts(tokens, there, replace(times, move_s=math.inf), in_ram)
+        return split if split.makespan_s < BRINGING_GAIN * kept.makespan_s else kept
 
     def _moved_of(self, misses: int) -> int:
         rates = self._rates_now

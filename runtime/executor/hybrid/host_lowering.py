@@ -11,8 +11,8 @@ from runtime.architectures.base import Layer
 from runtime.executor.hybrid.handover import HostSide
 from runtime.executor.hybrid.tasks import Task, Work
 from runtime.executor.program.emitter import Emitter
-from runtime.executor.program.kv import SequenceLayout
 from runtime.executor.program.lowering import Lowering
+from runtime.executor.program.sequence_layout import SequenceLayout
 
 
 class HostLowering:

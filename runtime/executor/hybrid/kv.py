@@ -10,19 +10,27 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.kv_layout import PIECE_BLOCKS, TILE_DIMS
+from cpu_kernels.kv_layout import TILE_DIMS, pieces_of
 from runtime.executor.hybrid.kv_pool import BLOCK_TOKENS, KVPool, blocks_of
 from runtime.executor.program.kv import ProgramKV
+from runtime.executor.program.kv_tiers import KVTiers
 
 
 class HybridKV(ProgramKV):
     """`blocks`: those of the pool in which the first tokens lie, in order."""
 
     def __init__(
-        self, pool: KVPool, layers: int, kv_heads: int, key_length: int, value_length: int, capacity_tokens: int
+        self,
+        pool: KVPool,
+        layers: int,
+        kv_heads: int,
+        key_length: int,
+        value_length: int,
+        capacity_tokens: int,
+        tiers: KVTiers | None = None,
     ) -> None:
         """ValueError for a capacity below 1."""
-        super().__init__(layers, kv_heads, key_length, value_length, capacity_tokens)
+        super().__init__(layers, kv_heads, key_length, value_length, capacity_tokens, tiers=tiers)
         self.blocks: list[int] = []
         self._pool = pool
         weakref.finalize(self, _give_back, pool, self.blocks).atexit = False
@@ -41,13 +49,17 @@ class HybridKV(ProgramKV):
         self._pool.give(self.blocks[kept:])
         del self.blocks[kept:]
 
+    def share(self, other: ProgramKV, length: int) -> int:
+        """See `ProgramKV`; nothing where layers lie on the GPU: a pool's blocks are not shared."""
+        return 0 if self._pool.layers else super().share(other, length)
+
     def bring_to_ram(self, layer: int) -> None:
         """Copies a layer's keys and values from the pool to RAM, those of a call that is not yet over too."""
         keys, values = self._pool.read(layer, self.blocks)
-        layout, start = self.layout.layers[layer], self.layout.starts[layer]
-        middle = start + layout.key_bytes
-        layout.pack_keys(self._memory[start:middle], keys)
-        layout.pack_values(self._memory[middle : middle + layout.value_bytes], values)
+        self._hold(pieces_of(len(self.blocks) * BLOCK_TOKENS))
+        layout, chunks = self.layout.layers[layer], self.layer_chunks(layer)
+        layout.pack_keys(chunks, keys)
+        layout.pack_values(chunks, values)
 
     def export_block(self, index: int, out: NDArray[np.uint8]) -> None:
         """See `SavedRows`."""
@@ -75,7 +87,7 @@ class HybridKV(ProgramKV):
         """
         layout = self.layout.layers[0]  # all are float16
         told = data.reshape(len(self.layout.layers), -1)
-        middle = layout.key_bytes // (layout.pieces * PIECE_BLOCKS)
+        middle = layout.kv_heads * layout.key_block_bytes
         for layer in self._pool.layers:
             keys = told[layer, :middle].view(np.float16).reshape(layout.kv_heads, layout.key_length, BLOCK_TOKENS)
             values = told[layer, middle:].view(np.float16)

@@ -67,6 +67,17 @@ class HybridPlacement:
         """The same with a layer's keys and values in RAM."""
         return replace(self, ram_kv=self.ram_kv | {layer})
 
+    def with_fewer_slots(self, experts: int) -> "HybridPlacement | None":
+        """The same with a quarter fewer places for experts of layers that are not resident, which have `experts` each.
+
+        Without any the places for those of one step go; None where nothing is left.
+        """
+        resident = len(self.resident) * experts
+        if kept := self.expert_slots - resident:
+            slots = resident + kept * 3 // 4
+            return replace(self, expert_slots=slots, seeds=self.seeds[:slots])
+        return replace(self, brought_slots=0) if self.brought_slots else None
+
     def _usable_seeds(self, model: Model, routed: frozenset[int]) -> Iterable[SeedExpert]:
         """All experts of resident layers, then the other seeds once each."""
         resident = [(layer, expert) for layer in sorted(self.resident) for expert in range(model.expert_count)]

@@ -4,11 +4,10 @@ What differs between steps must lie in memory that does not move. Knows nothing 
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
-from gpu_kernels.device import CostOf, Stream
+from gpu_kernels.device import CallHost, Copy, CostOf, Launch, Stream, Work
 
 
 class Recording:
@@ -16,24 +15,48 @@ class Recording:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._work: list[Callable[[], None]] = []
+        self._work: list[Work] = []
+        self._give: Callable[[], None] | None = None
+        self._graph: Callable[[], None] | None = None
+        self.uses = 0  # how often it was replayed
+        self.as_graph = False  # whether what was captured is given
 
     def __len__(self) -> int:
         return len(self._work)
 
     def launch(self, call: Callable[[], None], cost: CostOf, name: str = "") -> None:
         """See `Stream`."""
-        self._work.append(partial(self._stream.launch, call, cost, name))
+        self._work.append(Launch(call, cost, name))
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """See `Stream`."""
-        self._work.append(partial(self._stream.copy, target, source))
+        self._work.append(Copy(target, source))
 
     def call_host(self, address: int, argument: int) -> None:
         """See `Stream`."""
-        self._work.append(partial(self._stream.call_host, address, argument))
+        self._work.append(CallHost(address, argument))
 
     def replay(self) -> None:
-        """Gives everything to the stream, in order. Raises what the stream raises."""
-        for work in self._work:
-            work()
+        """Gives everything to the stream, in order; nothing is recorded any more. Raises what the stream raises."""
+        self.uses += 1
+        if self.as_graph and self._graph is not None:
+            self._graph()
+            return
+        if self._give is None:
+            self._give = self._stream.prepare(self._work)
+        self._give()
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it can be given as one piece."""
+        return self._graph is not None
+
+    def capture(self) -> None:
+        """From now on it can be given as one piece. Errors of `Stream.capture`; ValueError if it was never replayed."""
+        if self._give is None:
+            raise ValueError("what was never done cannot be captured: kernels are compiled and memory is had before")
+        self._graph = self._stream.capture(self._give)
+
+    def drop_graph(self) -> None:
+        """Frees what was captured; it is given piece by piece again."""
+        self._graph, self.as_graph = None, False

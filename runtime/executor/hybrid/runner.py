@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpu_kernels.pool import Pool
 from cpu_kernels.program import Program
 from gpu_kernels.device import GpuDevice, Stream
 from gpu_kernels.kernels import Kernels
-from gpu_kernels.operations import Operations
 from offload.errors import DeviceError, StrataError
 from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
@@ -36,17 +36,21 @@ from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.hybrid.kv_pool import KVPool, blocks_of
 from runtime.executor.hybrid.placement import HybridPlacement
 from runtime.executor.hybrid.recording import Recording
+from runtime.executor.hybrid.step_graphs import StepGraphs
 from runtime.executor.hybrid.step_inputs import StepInputs, StepShape
 from runtime.executor.hybrid.tasks import tasks_of
 from runtime.executor.hybrid.weights import GpuWeights
-from runtime.executor.program.kv import SequenceLayout
+from runtime.executor.program.kv_cold import ColdReads
+from runtime.executor.program.lanes import Lane
 from runtime.executor.program.lowering import Lowering
-from runtime.executor.program.runner import LOGITS_TOKENS, Lane, Runner, Settable
+from runtime.executor.program.runner import LOGITS_TOKENS, Runner, Settable
+from runtime.executor.program.sequence_layout import SequenceLayout
 from runtime.panels import PanelWeights
 
 log = logging.getLogger("strata.hybrid")
 
 MAX_RECORDINGS = 32
+SPIN_S = 500e-6  # that the host waits awake for the GPU, whose part of a layer is that short; to be woken takes 50 us
 CONTEXT_STEP = 256  # tokens of context that a recording's costs are for
 
 
@@ -68,14 +72,15 @@ class HybridRunner(Runner):
         pool: KVPool,
         experts: GpuExperts | None,
     ) -> None:
-        super().__init__(model, weights, threads, chunk_tokens, pinned_workspace(device))
         self._device, self._stream = device, stream
+        super().__init__(model, weights, threads, chunk_tokens, pinned_workspace(device))
         buffers = GpuBuffers(device, self._workspace, self._chunk_tokens)
         angles = GpuAngles(self._angles, device, stream)
         self._gpu = GpuModel(model, gpu_weights, buffers, pool, angles, kernels)
-        self._head_of_gpu = GpuHead(self._gpu, Operations(stream, kernels), stream)
+        self._head_of_gpu = GpuHead(self._gpu, stream)
         self._handover = Handover()
         self._experts = experts
+        self._graphs = StepGraphs(stream)
         self._recordings: OrderedDict[StepShape, tuple[Recording, StepInputs]] = OrderedDict()
         self._generation = (0, 0)
         self._beside = ThreadPoolExecutor(1, "strata-program")
@@ -92,6 +97,7 @@ class HybridRunner(Runner):
     def shrink(self, chunk_tokens: int) -> None:
         """Frees the GPU's activations; those of at most `chunk_tokens` tokens are made anew when needed."""
         self._recordings.clear()
+        self._head_of_gpu.forget()
         self._gpu.buffers.release(chunk_tokens)
 
     @property
@@ -118,7 +124,16 @@ class HybridRunner(Runner):
         super().record(recorder)
         self._recordings.clear()
 
-    def _new_program(self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool) -> Program:
+    def _new_pool(self, threads: int) -> Pool:
+        """Away from what simulates a GPU; where there are too few CPUs for that, waiting must leave them to it."""
+        cpus = self._device.host_cpus
+        if self._device.is_simulated and (cpus is None or threads > len(cpus)):
+            return Pool(threads)
+        return Pool(threads, cpus=cpus, spin_s=SPIN_S)
+
+    def _new_program(
+        self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
+    ) -> Program:
         """`foresees` is of no use: which experts the GPU will compute is not known."""
         emitter = self._emitter()
         side = self._handover.host_side(emitter.program)
@@ -126,7 +141,7 @@ class HybridRunner(Runner):
         if self._experts is not None:
             host = HostExperts(emitter, self._experts, self._tables(), self._handover.tell_brought)
             routed = partial(host.add, few=split)
-        lowering = HostLowering(emitter, Lowering(emitter, LOGITS_TOKENS), side, routed)
+        lowering = HostLowering(emitter, Lowering(emitter, LOGITS_TOKENS, cold), side, routed)
         return lowering.step(self._tasks, layouts, split=split)
 
     def _tables(self) -> ExpertTables:
@@ -135,7 +150,23 @@ class HybridRunner(Runner):
         return ExpertTables(*place, keeps_routing=self._recorder is not None)
 
     def _step(self, program: Settable, lanes: Sequence[Lane], first_wanted: int, wanted: int) -> None:
-        recording = self._recording(lanes)
+        recording, shape = self._recording(lanes)
+        do = partial(self._do, recording, program, first_wanted, wanted)
+        if wanted and self._recorder is None and self._graphs.wants(recording, shape):
+            embedded = self._x[: shape.tokens].copy()
+
+            def do_anew() -> None:
+                self._x[: shape.tokens] = embedded
+                do()
+
+            self._graphs.try_one(recording, do_anew, self._logits[:wanted])
+        else:
+            do()
+        if self._experts is not None:
+            self._experts.step_over()
+
+    def _do(self, recording: Recording, program: Settable, first_wanted: int, wanted: int) -> None:
+        """The parts of both devices, once."""
         self._handover.reset()
         running = self._beside.submit(self._run_program, program, first_wanted, wanted)
         try:
@@ -147,13 +178,13 @@ class HybridRunner(Runner):
             recording.replay()
             if self.placement.output and wanted:
                 self._head_of_gpu.compute(first_wanted, wanted)
+            if self._experts is not None:
+                self._experts.fetch()
             self._stream.synchronize()
             running.result()
         except BaseException as error:
             failure = self._abandon(running)
             raise self._told(failure or error) from error
-        if self._experts is not None:
-            self._experts.step_over()
 
     def _more_logits(self, first_wanted: int, wanted: int) -> None:
         if not self.placement.output:
@@ -195,8 +226,8 @@ class HybridRunner(Runner):
             return error
         return DeviceError(f"{self._device.name} failed: {error}", hint="run it with --gpu off")
 
-    def _recording(self, lanes: Sequence[Lane]) -> Recording:
-        """The GPU's part of a step, its inputs filled in. torch.OutOfMemoryError if the GPU is full."""
+    def _recording(self, lanes: Sequence[Lane]) -> tuple[Recording, StepShape]:
+        """The GPU's part of a step, its inputs filled in, and its shape. torch.OutOfMemoryError if the GPU is full."""
         caches = [cast(HybridKV, lane.kv) for lane in lanes]
         capacity = max(kv.capacity_tokens for kv in caches)
         gpu = self._gpu
@@ -212,7 +243,7 @@ class HybridRunner(Runner):
             tokens=sum(len(lane.token_ids) for lane in lanes),
             lanes=len(lanes),
             blocks=1 << (blocks_of(capacity) - 1).bit_length(),
-            context=-(-sum(lane.stop for lane in lanes) // CONTEXT_STEP) * CONTEXT_STEP,
+            context=self._costed_context(lanes),
             capacity_tokens=capacity,
         )
         if shape not in self._recordings:
@@ -222,7 +253,13 @@ class HybridRunner(Runner):
         self._recordings.move_to_end(shape)
         recording, inputs = self._recordings[shape]
         inputs.fill([lane.start for lane in lanes], [kv.blocks for kv in caches])
-        return recording
+        return recording, shape
+
+    def _costed_context(self, lanes: Sequence[Lane]) -> int:
+        """Tokens of context as far as costs are concerned, which only a simulated GPU looks at."""
+        if not self._device.is_simulated:
+            return 0
+        return -(-sum(lane.stop for lane in lanes) // CONTEXT_STEP) * CONTEXT_STEP
 
     def _recorded(self, shape: StepShape) -> tuple[Recording, StepInputs]:
         recording, inputs = Recording(self._stream), StepInputs(self._device, shape)

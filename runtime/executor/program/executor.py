@@ -7,22 +7,27 @@ in chunks of any size and on any number of threads; caches change only when a wh
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.program import Program
 from offload.cache_counts import CacheCounts
 from offload.errors import RequestError, UnsupportedModelError
 from offload.prefetch_gate import PrefetchMode
 from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
-from runtime.executor.base import LogitsWanted, Step, checked_caches
+from runtime.executor.base import KVHandle, LogitsWanted, Step, checked_caches
 from runtime.executor.program.kv import ProgramKV
-from runtime.executor.program.runner import MAX_LANES, Lane, Runner
+from runtime.executor.program.kv_tiers import KVTiers
+from runtime.executor.program.lanes import Lane, lanes_of
+from runtime.executor.program.runner import MAX_LANES, Runner
 from runtime.panels import PanelWeights
 
 CHUNK_TOKENS = 256  # of a prompt in one run, where nothing else is asked for
+MOST_PASS_TOKENS = 64  # of several sequences, or of a tree, in one pass
 LEAST_TOKENS = 8  # for whose experts of a layer a cache keeps slots
 LEAST_LAYERS = 3  # of a dense model that a cache keeps slots for
 
@@ -43,11 +48,13 @@ class ProgramExecutor:
         threads: int = 1,
         chunk_tokens: int = CHUNK_TOKENS,
         kv_policy: KVPolicy | None = None,
+        kv_tiers: KVTiers | None = None,
     ) -> None:
-        """UnsupportedModelError for heads that the kernels do not know."""
+        """`kv_tiers` are closed with this. UnsupportedModelError for heads that the kernels do not know."""
         self.model = model
         self._weights = weights
         self._kv_policy = kv_policy or KVPolicy()
+        self.kv_tiers = kv_tiers or KVTiers()
         slots = sys.maxsize if weights.streamed is None else weights.streamed.slots.slots
         self._chunk_tokens = self._most_tokens = min(chunk_tokens, _tokens_that_slots_serve(model, slots))
         try:
@@ -56,13 +63,21 @@ class ProgramExecutor:
             raise UnsupportedModelError(str(error), hint="run it with --loop sequential") from error
 
     def _new_runner(self, threads: int) -> Runner:
-        return Runner(self.model, self._weights, threads, self._most_tokens)
+        return Runner(self.model, self._weights, threads, self._most_tokens, kv_tiers=self.kv_tiers)
 
     def new_kv(self, capacity_tokens: int, policy: KVPolicy | None = None) -> ProgramKV:
         """See `Executor`; `policy` in place of the executor's own."""
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
-        return ProgramKV(model.block_count, *shape, capacity_tokens, policy or self._kv_policy)
+        policy = policy or self._kv_policy
+        tiers = self.kv_tiers if policy == self._kv_policy or not self.kv_tiers.spills else KVTiers()
+        return ProgramKV(model.block_count, *shape, capacity_tokens, policy, tiers)
+
+    def share_kv(self, kv: KVHandle, other: KVHandle, tokens: int) -> int:
+        """See `SharingExecutor`."""
+        assert isinstance(kv, ProgramKV), "a cache of this executor"
+        assert isinstance(other, ProgramKV), "a cache of this executor"
+        return kv.share(other, tokens)
 
     @property
     def cache_counts(self) -> CacheCounts | None:
@@ -109,29 +124,78 @@ class ProgramExecutor:
         """See `FeatureExecutor`."""
         return self._runner.features(tokens)
 
+    def read_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `FeatureExecutor`."""
+        return self._runner.read_features(features)
+
+    def compute(self, program: Program) -> None:
+        """See `FeatureExecutor`."""
+        self._runner.compute(program)
+
     def close(self) -> None:
         """See `Executor`."""
         self._runner.close()
+        self.kv_tiers.close()
 
     def forward(self, steps: Sequence[Step], *, logits: LogitsWanted = "last") -> list[NDArray[np.float32]]:
-        """See `Executor`. Sequences that go on by one token are computed together."""
+        """See `Executor`. Sequences that go on by one token, or trees and few tokens, are computed together."""
         caches = checked_caches(steps, self.kv_kind, self.model.vocab_size)
         lanes = [Lane(step.token_ids, kv, kv.length) for step, kv in zip(steps, caches, strict=True)]
+        branches = self._branches(steps, caches) if logits == "all" else None
+        results = self._apart(lanes, logits) if branches is None else dict(enumerate(self._in_one_pass(branches)))
+        for step, kv in zip(steps, caches, strict=True):
+            kv.grow(kv.length + step.grows)
+        self.kv_tiers.write_ahead()
+        return [results[index] for index in range(len(lanes))]
+
+    @property
+    def most_pass_tokens(self) -> int:
+        """See `TreeExecutor`."""
+        return min(MOST_PASS_TOKENS, self._most_tokens)
+
+    def _branches(self, steps: Sequence[Step], caches: Sequence[ProgramKV]) -> list[list[Lane]] | None:
+        """The lanes of each step where one pass takes them all, and more than a token of some; None where not.
+
+        ValueError for a tree that no pass takes.
+        """
+        tokens = sum(len(step.token_ids) for step in steps)
+        has_tree = any(step.parents is not None for step in steps)
+        if not has_tree and (len(steps) == 1 or tokens == len(steps)):
+            return None
+        most = self._runner.few_tokens
+        branches = [lanes_of(step, kv, most) for step, kv in zip(steps, caches, strict=True)]
+        if tokens <= self.most_pass_tokens and sum(len(lanes) for lanes in branches) <= MAX_LANES:
+            return branches
+        if has_tree:
+            raise ValueError(f"trees of {tokens} tokens; a pass takes {self.most_pass_tokens}")
+        return None
+
+    def _in_one_pass(self, branches: Sequence[Sequence[Lane]]) -> Iterator[NDArray[np.float32]]:
+        """The logits of every token of each step."""
+        lanes = [lane for of_step in branches for lane in of_step]
+        counts = [sum(len(lane.token_ids) for lane in of_step) for of_step in branches]
+        rows = self._compute(lanes, sum(counts))
+        first = 0
+        for count in counts:
+            yield rows[first : first + count]
+            first += count
+
+    def _apart(self, lanes: Sequence[Lane], logits: LogitsWanted) -> dict[int, NDArray[np.float32]]:
+        """The logits of each lane: those of one token are computed together, the others one after the other."""
         results: dict[int, NDArray[np.float32]] = {}
         single = sorted(
             (index for index, lane in enumerate(lanes) if len(lane.token_ids) == 1),
             key=lambda index: lanes[index].kv.layout.capacity_tokens,  # so that fewer programs are needed
         )
         for together in self._groups(single, lanes):
-            rows = self._compute([lanes[index] for index in together], 0 if logits == "none" else len(together))
+            ones = [replace(lanes[index], chooses=True) for index in together]
+            rows = self._compute(ones, 0 if logits == "none" else len(together))
             for place, index in enumerate(together):
                 results[index] = rows[place : place + 1] if logits != "none" else rows
         for index, lane in enumerate(lanes):
             if index not in results:
                 results[index] = self._in_chunks(lane, logits)
-        for lane in lanes:
-            lane.kv.grow(lane.stop)
-        return [results[index] for index in range(len(lanes))]
+        return results
 
     def _groups(self, single: Sequence[int], lanes: Sequence[Lane]) -> Iterator[Sequence[int]]:
         """Indices of lanes that are computed together, of `single`."""
@@ -145,9 +209,10 @@ class ProgramExecutor:
 
     def _in_chunks(self, lane: Lane, wanted: LogitsWanted) -> NDArray[np.float32]:
         """All tokens of a sequence."""
-        parts = []
-        for first in range(0, len(lane.token_ids), self._most_tokens):
-            chunk = Lane(lane.token_ids[first : first + self._most_tokens], lane.kv, lane.start + first)
+        parts, step = [], self._most_tokens  # which may shrink meanwhile
+        for first in range(0, len(lane.token_ids), step):
+            ids = lane.token_ids[first : first + step]
+            chunk = Lane(ids, lane.kv, lane.start + first, chooses=wanted == "all")
             is_last = chunk.stop == lane.stop
             logits_tokens = len(chunk.token_ids) if wanted == "all" else int(wanted == "last" and is_last)
             parts.append(self._compute([chunk], logits_tokens))

@@ -1,58 +1,34 @@
-"""The keys and values of one sequence as the attention kernels want them, all layers in one piece of memory.
+"""The keys and values of one sequence as the attention kernels want them: chunks, and a table of where they lie.
 
-Knows nothing of models. Memory is reserved but not touched before it is written. Invariant: every layer holds the
-first `length` tokens; what lies behind them is never used, so that a pass which fails half way changes nothing.
+Knows nothing of models. Chunks are taken when they are needed, may be shared with other sequences until they are
+written to, and may lie on flash (`kv_tiers`). Invariant: every layer holds the first `length` tokens; what lies behind
+them is never used, so that a pass which fails half way changes nothing.
 """
 
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, KVLayout
+from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, PIECE_TOKENS, KVMemory, pieces_of
 from cpu_kernels.kv_policy import HELD_WINDOW_BLOCKS, KVPolicy
-from cpu_kernels.memory import ALIGNMENT
+from cpu_kernels.program import aligned_int64
+from offload.kv_chunks import Chunk, ChunkStore
 from offload.memory import release_pages, reserved_bytes
+from runtime.executor.program.kv_abstracts import KVAbstracts
 from runtime.executor.program.kv_rows import export_block, import_block
+from runtime.executor.program.kv_tiers import KVTiers
+from runtime.executor.program.sequence_layout import choosing_layout, sequence_layout
 from runtime.executor.saved_rows import RowsLayout
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SequenceLayout:
-    """Where layers lie in a sequence's memory, and in that of its windows; one object for each that there is."""
-
-    layers: tuple[KVLayout, ...]
-    starts: tuple[int, ...]  # of every layer's keys, which its values follow; then the end of all
-    window_starts: tuple[int, ...]
-
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens that memory is reserved for."""
-        return self.layers[0].capacity_tokens
-
-
-@cache
-def sequence_layout(
-    policy: KVPolicy, layers: int, kv_heads: int, key_length: int, value_length: int, capacity_tokens: int
-) -> SequenceLayout:
-    """That of sequences whose layers are kept by a policy."""
-    layouts = policy.layouts(layers, kv_heads, key_length, value_length, capacity_tokens)
-    assert all(layout.key_bytes % ALIGNMENT == 0 for layout in layouts), "blocks of 64 tokens are whole cache lines"
-    starts = accumulate((layout.key_bytes + layout.value_bytes for layout in layouts), initial=0)
-    return SequenceLayout(
-        layouts, tuple(starts), tuple(accumulate((layout.window_bytes for layout in layouts), initial=0))
-    )
 
 
 class ProgramKV:
     """Keys and values of up to `capacity_tokens` tokens in `layers` layers, in the types that `policy` says.
 
-    Memory is reserved for a power of two of blocks, so that few programs serve sequences of every capacity, and in
-    small pages, so that what is never written takes no RAM. Huge ones made decode at 3900 tokens of a 1B model no
-    faster (29.4 ms a token against 29.2, one Zen 5 core).
+    The table of chunks is for a power of two of blocks, so that few programs serve sequences of every capacity. Memory
+    is in small pages: huge ones made decode at 3900 tokens of a 1B model no faster (29.4 ms a token against 29.2, one
+    Zen 5 core).
 
     Types that wait for a full block have a window beside it, in which the newest keys lie in float16. The window of the
     last two blocks is kept between steps; where it is gone, `truncate` takes whole blocks alone (`cut_at`).
@@ -66,6 +42,7 @@ class ProgramKV:
         value_length: int,
         capacity_tokens: int,
         policy: KVPolicy | None = None,
+        tiers: KVTiers | None = None,
     ) -> None:
         """ValueError for a capacity below 1."""
         if capacity_tokens < 1:
@@ -76,14 +53,24 @@ class ProgramKV:
         reserved_tokens = BLOCK_TOKENS << (blocks - 1).bit_length()
         self.policy = policy or KVPolicy()
         self.layout = sequence_layout(self.policy, layers, kv_heads, key_length, value_length, reserved_tokens)
-        self._memory = reserved_bytes(self.layout.starts[-1], huge_pages=False)
+        self.choosing = choosing_layout(self.layout, self.policy.budget_tokens)
+        self.abstracts = None if self.layout.abstracts is None else KVAbstracts(self.layout.abstracts)
+        self.tiers = tiers or KVTiers()
+        self._store = self.tiers.store
+        self._chunks: list[list[Chunk]] = [[] for _ in range(layers)]  # of every layer as many
+        self._own_from = 0  # the first piece from which on chunks are this sequence's alone, and not on flash
+        self._settled = 0  # tokens that are there and that no pass under way writes
+        self._table = aligned_int64(layers * self.layout.layers[0].pieces).reshape(layers, -1)
+        self._table_version = -1
         self._window = reserved_bytes(self.layout.window_starts[-1], huge_pages=False)
         self._window_from = 0  # the first block whose window is still there
+        self.tiers.add(self)
+        weakref.finalize(self, _let_go, self._store, self._chunks).atexit = False
 
     @property
-    def address(self) -> int:
-        """Of the first layer's keys; its values follow, then the next layer."""
-        return int(self._memory.ctypes.data)
+    def table_address(self) -> int:
+        """Of the table of chunks: int64 (layers, pieces); right after `place`."""
+        return int(self._table.ctypes.data)
 
     @property
     def window_address(self) -> int:
@@ -94,12 +81,87 @@ class ProgramKV:
     def num_bytes(self) -> int:
         """Bytes of `capacity_tokens` tokens, between two steps."""
         windows = self.layout.window_starts[-1] // (self.layout.layers[0].pieces * PIECE_BLOCKS) * HELD_WINDOW_BLOCKS
-        return sum(layout.token_bytes for layout in self.layout.layers) * self.capacity_tokens + windows
+        kept = sum(layout.token_bytes for layout in self.layout.layers) * self.capacity_tokens + windows
+        if self.layout.abstracts is None:
+            return kept
+        return kept + self.layout.abstracts.num_bytes * self.capacity_tokens // self.layout.capacity_tokens
+
+    @property
+    def pieces(self) -> int:
+        """Pieces that there are chunks for."""
+        return len(self._chunks[0])
+
+    @property
+    def settled_pieces(self) -> int:
+        """The first pieces that are full, and that no pass under way writes to."""
+        return self._settled // PIECE_TOKENS
 
     @property
     def has_window(self) -> bool:
         """Whether the newest keys of some layer lie in a window."""
         return self.layout.window_starts[-1] > 0
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Before a pass puts tokens `start` to `stop` - 1 here: their chunks are in RAM, and this sequence's alone.
+
+        SequenceError where there is no room, or what lies on flash cannot be read.
+        """
+        first, pieces = start // PIECE_TOKENS, pieces_of(stop)
+        self._settled = start
+        if first < self._own_from or pieces > self.pieces:
+            shared = max(min(self._own_from, self.pieces) - first, 0)
+            self.tiers.make_room(self, (max(pieces - self.pieces, 0) + shared) * self.layout.piece_bytes)
+            self._own(first, start)
+            self._hold(pieces)
+
+    def place(self) -> None:
+        """Writes to the table where chunks are; those on flash alone have the address 0."""
+        if self._table_version != self._store.version:
+            self._table_version = self._store.version
+            self._table[:, : self.pieces] = [[chunk.address for chunk in chunks] for chunks in self._chunks]
+
+    def point(self, layer: int, piece: int, address: int) -> None:
+        """Writes to the table where a chunk is during the next pass alone."""
+        self._table[layer, piece] = address
+        self._table_version = -1
+
+    def chunks(self, layer: int) -> list[Chunk]:
+        """Of a layer's pieces."""
+        return self._chunks[layer]
+
+    def share(self, other: "ProgramKV", length: int) -> int:
+        """This empty cache holds the first tokens of another of the same layout from now on: so many, at most `length`.
+
+        Of types with a window only whole blocks are shared. ValueError for a cache of another executor or layout.
+        """
+        if other.tiers is not self.tiers or other.policy != self.policy or self.pieces:
+            raise ValueError("only an empty KV cache of the same kind can share what another holds")
+        length = min(length, other.length, self.capacity_tokens)
+        if self.has_window:
+            length = length // BLOCK_TOKENS * BLOCK_TOKENS
+        pieces = pieces_of(length)
+        for mine, its in zip(self._chunks, other._chunks, strict=True):
+            mine.extend(self._store.share(chunk) for chunk in its[:pieces])
+        self._own_from = pieces
+        other._own_from = max(other._own_from, pieces)
+        self.length = self._settled = length
+        self._window_from = length // BLOCK_TOKENS
+        self._table_version = -1
+        if self.abstracts is not None and other.abstracts is not None:
+            self.abstracts.take(other.abstracts, length // BLOCK_TOKENS)
+        return length
+
+    def save(self, piece: int) -> None:
+        """Has a settled piece written to flash soon."""
+        self._own_from = max(self._own_from, piece + 1)
+        for chunks in self._chunks:
+            self._store.save(chunks[piece])
+
+    def evict(self, piece: int) -> None:
+        """Leaves a settled piece on flash alone; FlashError where that failed."""
+        self.save(piece)
+        for chunks in self._chunks:
+            self._store.evict(chunks[piece])
 
     def cut_at(self, length: int) -> int:
         """See `WindowedKV`."""
@@ -114,15 +176,37 @@ class ProgramKV:
         if self.cut_at(length) != length:
             raise ValueError(f"keys before token {length} are no longer as they were; cut at {self.cut_at(length)}")
         self.length = length
+        self._settled = min(self._settled, length)
         self._window_from = min(self._window_from, length // BLOCK_TOKENS)
+        for chunks in self._chunks:
+            for chunk in chunks[pieces_of(length) :]:
+                self._store.drop(chunk)
+            del chunks[pieces_of(length) :]
 
     def grow(self, length: int) -> None:
         """The first `length` tokens are held from now on: a pass has put them there."""
-        self.length = length
+        self.length = self._settled = length
         held = max(length // BLOCK_TOKENS + 1 - HELD_WINDOW_BLOCKS, 0)
         if self.has_window and held > self._window_from:
             self._release(self._window_from, held)
             self._window_from = held
+
+    def _own(self, first: int, start: int) -> None:
+        """Chunks from piece `first` on are this sequence's alone; of those behind token `start` nothing is needed."""
+        for chunks in self._chunks:
+            for piece in range(first, min(self._own_from, len(chunks))):
+                if piece * PIECE_TOKENS < start:
+                    chunks[piece] = self.tiers.writable(self, piece, chunks[piece])
+                else:
+                    self._store.drop(chunks[piece])
+                    chunks[piece] = self._store.new(chunks[piece].num_bytes)
+        self._own_from = min(self._own_from, first)
+
+    def _hold(self, pieces: int) -> None:
+        """There are chunks for so many pieces."""
+        for layout, chunks in zip(self.layout.layers, self._chunks, strict=True):
+            while len(chunks) < pieces:
+                chunks.append(self._store.new(layout.chunk_bytes))
 
     def _release(self, first: int, last: int) -> None:
         """Gives back the windows of blocks before `last`, from the piece of block `first` on."""
@@ -141,12 +225,12 @@ class ProgramKV:
         """See `SavedRows`: layer after layer keys, then values, as they lie here."""
         layers = self.layout.layers
         turned = any(layer.rotates_keys or layer.rotates_values for layer in layers)
-        types = "f16" if self.policy.is_plain else f"{self.policy.name}{', turned' if turned else ''}"
+        types = "f16" if self.policy.is_plain else f"{self.policy.name}, in pairs{', turned' if turned else ''}"
         name = (
             f"{types}, {len(layers)} layers of {layers[0].kv_heads} heads, keys of {layers[0].key_length}, "
             f"values of {layers[0].value_length}, in blocks of {BLOCK_TOKENS}"
         )
-        return RowsLayout(name, BLOCK_TOKENS, self.layout.starts[-1] // (layers[0].pieces * PIECE_BLOCKS))
+        return RowsLayout(name, BLOCK_TOKENS, sum(layer.block_bytes for layer in layers))
 
     @property
     def final_tokens(self) -> int:
@@ -155,11 +239,12 @@ class ProgramKV:
 
     def export_block(self, index: int, out: NDArray[np.uint8]) -> None:
         """See `SavedRows`."""
-        export_block(self._parts(), index, out)
+        export_block(self._parts(index), out)
 
     def import_block(self, index: int, data: NDArray[np.uint8]) -> None:
-        """See `SavedRows`."""
-        import_block(self._parts(), index, data)
+        """See `SavedRows`; SequenceError where there is no room."""
+        self.prepare(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+        import_block(self._parts(index), data)
 
     def restored(self, length: int) -> None:
         """See `SavedRows`; ValueError above the capacity."""
@@ -167,11 +252,41 @@ class ProgramKV:
             raise ValueError(f"{length} tokens in a KV cache of {self.capacity_tokens}")
         if length > self.length:  # their window was not brought
             self._window_from = length // BLOCK_TOKENS
-        self.length = length
+        self._hold(pieces_of(length))
+        self._index(self.length // BLOCK_TOKENS, length // BLOCK_TOKENS)
+        self.length = self._settled = length
 
-    def _parts(self) -> Iterator[NDArray[np.uint8]]:
-        """Keys, then values of every layer: (pieces, heads, blocks of a piece, bytes of a block) each."""
-        for layout, start in zip(self.layout.layers, self.layout.starts, strict=False):
-            middle = start + layout.key_bytes
-            for part in (self._memory[start:middle], self._memory[middle : middle + layout.value_bytes]):
-                yield part.reshape(layout.pieces, layout.kv_heads, PIECE_BLOCKS, -1)
+    def _index(self, first: int, last: int) -> None:
+        """Works out the abstracts of full blocks that no pass has put here, piece after piece."""
+        table = np.zeros((len(self._chunks), self.layout.layers[0].pieces), np.int64)
+        memories = [
+            KVMemory(layout, int(row.ctypes.data)) for layout, row in zip(self.layout.layers, table, strict=True)
+        ]
+        while self.abstracts is not None and first < last:
+            piece = first // PIECE_BLOCKS
+            held = [self._store.read(chunks[piece]) for chunks in self._chunks]
+            table[:, piece] = [chunk.ctypes.data for chunk in held]
+            end = min((piece + 1) * PIECE_BLOCKS, last)
+            self.abstracts.rebuild(memories, first, end)
+            first = end
+
+    def layer_chunks(self, layer: int) -> list[NDArray[np.uint8]]:
+        """The bytes of a layer's chunks: those in RAM, or copies of what is on flash; FlashError."""
+        return [self._store.read(chunk) for chunk in self._chunks[layer]]
+
+    def _parts(self, index: int) -> Iterator[NDArray[np.uint8]]:
+        """Of a block keys, then values of every layer: (heads, bytes of a block) each; views."""
+        piece, block = divmod(index, PIECE_BLOCKS)
+        if piece >= self.pieces:
+            raise ValueError(f"a block of tokens from {index * BLOCK_TOKENS} on in a KV cache of {self.length}")
+        for layout, chunks in zip(self.layout.layers, self._chunks, strict=True):
+            chunk = self._store.read(chunks[piece])
+            yield layout.keys_of(chunk)[:, block]
+            yield layout.values_of(chunk)[:, block]
+
+
+def _let_go(store: ChunkStore, layers: list[list[Chunk]]) -> None:
+    for chunks in layers:
+        for chunk in chunks:
+            store.drop(chunk)
+        chunks.clear()

@@ -7,27 +7,34 @@ yields it where nothing lies between, else together with the next norm.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows, tile_tokens
 from cpu_kernels.elementwise import add_norm_row, add_row, rms_norm_row, softcap_row
 from cpu_kernels.heads import Rotation, code_keys_row, heads_row
+from cpu_kernels.kv_index import index_row
 from cpu_kernels.kv_layout import KVMemory
-from cpu_kernels.matrix import Matrix
+from cpu_kernels.kv_select import Selection, chosen_bytes, scratch_bytes, select_row
+from cpu_kernels.matrix import AnyMatrix, LaterMatrix, Matrix
 from cpu_kernels.program import Field, Parameter, Program
 from offload.gguf import TensorInfo
-from runtime.architectures.base import Layer, QKNorm, Rope, RopeOrder
+from runtime.architectures.base import Layer, Model, QKNorm, Rope, RopeOrder
 from runtime.executor.program.emitter import Emitter, Inputs
 from runtime.executor.program.experts import add_experts
-from runtime.executor.program.kv import SequenceLayout
+from runtime.executor.program.kv_cold import ColdReads
 from runtime.executor.program.linear import Linear
 from runtime.executor.program.parameters import TOKENS, WANTED, Name
+from runtime.executor.program.sequence_layout import SequenceLayout
+from runtime.executor.program.workspace import Workspace
 
 
 class Lowering:
     """Writes the program of `emitter`, whose last `logits_capacity` tokens at most get logits."""
 
-    def __init__(self, emitter: Emitter, logits_capacity: int) -> None:
+    def __init__(self, emitter: Emitter, logits_capacity: int, cold: ColdReads | None = None) -> None:
+        """`cold`: brings what attention sees and RAM does not hold."""
         self._emitter = emitter
+        self._cold = cold
         self._model = emitter.model
         self._program = emitter.program
         self._isa = emitter.isa
@@ -38,8 +45,8 @@ class Lowering:
         self._ropes = list(dict.fromkeys(layer.rope for layer in self._model.layers))
 
     def step(self, layouts: Sequence[SequenceLayout], *, split: bool) -> Program:
-        """All layers and the output head for lanes whose caches are laid out so: one lane of any number of tokens, or
-        several of one token each. `split`: shares the context of few tokens among the threads.
+        """All layers and the output head for lanes whose caches are laid out so: one of any number of tokens, or
+        several of few each. `split`: shares the context of few tokens among the threads.
         """
         for layer in self._model.layers:
             self._emitter.look_up_matrices(layer)
@@ -85,11 +92,8 @@ class Lowering:
         self._to_residual(attended, Linear.of(layer, "attn_output"), layer.post_attention_norm)
 
     def attention_matrices(self) -> tuple[Matrix, Matrix]:
-        """Queries, keys and values side by side, and what attention makes of them."""
-        model = self._model
-        columns = model.head_count * model.key_length + model.head_count_kv * (model.key_length + model.value_length)
-        attended = self._emitter.matrix("attended", model.head_count * model.value_length)
-        return self._emitter.matrix("qkv", columns), attended
+        """See the function of that name."""
+        return attention_matrices(self._model, self._emitter.workspace, self._emitter.capacity)
 
     def attend(self, layer: Layer, layouts: Sequence[SequenceLayout], *, split: bool) -> None:
         """From one of `attention_matrices` to the other: norms of heads, positions, the cache, and attention."""
@@ -98,10 +102,12 @@ class Lowering:
         v = model.head_count_kv * model.value_length
         qkv, attended = self.attention_matrices()
         head_norms = self._norm_heads(layer, qkv.slice(0, q), qkv.slice(q, k))
-        tokens: Field = TOKENS if len(layouts) == 1 else 1
-        for number, layout in enumerate(layouts):
+        if self._cold is not None:
+            self._program.add(self._cold.await_row(layer.index))
+        for number, layout in enumerate(layouts):  # in order: a lane may write over what one before it has put there
+            tokens = TOKENS if len(layouts) == 1 else Parameter(Name.COUNT.of(number))
             lane = _Lane(number, layout, tokens, self._ropes.index(layer.rope))
-            rows = qkv.rows_from(number)
+            rows, out = (lane.rows(name, matrix) for name, matrix in ((Name.QKV, qkv), (Name.ATTENDED, attended)))
             queries = rows.slice(0, q)
             self._program.add(
                 heads_row(
@@ -117,9 +123,38 @@ class Lowering:
             memory = lane.memory(layer)
             if memory.layout.has_window:
                 self._program.add(code_keys_row(memory, tokens=tokens, start=lane.start, isa=self._isa))
-            self._attend_lane(layer, attended.rows_from(number), queries, lane, split=split)
+            chosen = self._choose(layer, queries, lane)
+            self._attend_lane(layer, out, queries, lane, split=split, chosen=chosen)
+        if self._cold is not None:
+            self._program.add(self._cold.over_row())
 
-    def _attend_lane(self, layer: Layer, out: Matrix, queries: Matrix, lane: "_Lane", *, split: bool) -> None:
+    def _choose(self, layer: Layer, queries: AnyMatrix, lane: "_Lane") -> int | None:
+        """Keeps a layer's abstracts, and chooses by them; the address of the choices, None where all is read."""
+        abstracts = lane.layout.abstracts
+        if abstracts is None or abstracts.layers[layer.index] is None or layer.sliding_window is not None:
+            return None
+        memory, isa, workspace = lane.memory(layer), self._isa, self._emitter.workspace
+        index = Parameter(Name.ABSTRACTS.of(lane.number), offset=abstracts.start(layer.index))
+        filled = Parameter(Name.FILLED.of(lane.number))
+        self._program.add(index_row(memory, index, heads=filled, tokens=lane.tokens, start=lane.start, isa=isa))
+        if not lane.layout.budget_tokens:
+            return None
+        kept = memory.layout
+        sizes = {"chosen": self._emitter.capacity * chosen_bytes(kept), "choosing": scratch_bytes(kept)}
+        chosen, scratch = (
+            workspace.integers(f"{name}_{kept.capacity_tokens}", size // 4) for name, size in sizes.items()
+        )
+        counts = Parameter(Name.CHOICES.of(lane.number), offset=abstracts.counts_start(layer.index))
+        selection = Selection(index, chosen, counts, scratch, lane.layout.budget_tokens)
+        self._program.add(select_row(queries, kept, selection, tokens=lane.tokens, start=lane.start, isa=isa))
+        if self._cold is not None:
+            read = partial(self._cold.chosen.read, layer.index, lane.number, chosen)
+            self._program.add_call("read_chosen", read)
+        return chosen
+
+    def _attend_lane(
+        self, layer: Layer, out: AnyMatrix, queries: AnyMatrix, lane: "_Lane", *, split: bool, chosen: int | None
+    ) -> None:
         model, isa, memory = self._model, self._isa, lane.memory(layer)
         scale, window, softcap = model.attention_scale, layer.sliding_window, model.attention_softcap
         if not split:
@@ -131,6 +166,7 @@ class Lowering:
                     scale=scale,
                     window=window,
                     softcap=softcap,
+                    chosen=chosen,
                     isa=isa,
                 )
             )
@@ -147,6 +183,7 @@ class Lowering:
             scale=scale,
             window=window,
             softcap=softcap,
+            chosen=chosen,
             isa=isa,
         ):
             self._program.add(row)
@@ -198,14 +235,25 @@ class Lowering:
         self._pending = post_norm or True
 
 
+def attention_matrices(model: Model, workspace: Workspace, capacity: int) -> tuple[Matrix, Matrix]:
+    """Of up to `capacity` tokens queries, keys and values side by side, and what attention makes of them."""
+    columns = model.head_count * model.key_length + model.head_count_kv * (model.key_length + model.value_length)
+    attended = workspace.matrix("attended", capacity, model.head_count * model.value_length)
+    return workspace.matrix("qkv", capacity, columns), attended
+
+
 @dataclass(frozen=True, slots=True)
 class _Lane:
-    """What rows need to know of one sequence."""
+    """What rows need to know of one lane."""
 
     number: int
     layout: SequenceLayout
     tokens: Field
     rope: int
+
+    def rows(self, name: Name, matrix: Matrix) -> LaterMatrix:
+        """Its rows of a matrix."""
+        return LaterMatrix(Parameter(name.of(self.number)), matrix.columns, matrix.stride)
 
     @property
     def start(self) -> Parameter:
@@ -214,10 +262,9 @@ class _Lane:
 
     def memory(self, layer: Layer) -> KVMemory:
         """Where a layer's keys and values lie."""
-        of_layer, name = self.layout.layers[layer.index], Name.KV.of(self.number)
-        start, window = self.layout.starts[layer.index], self.layout.window_starts[layer.index]
-        keys, values = Parameter(name, offset=start), Parameter(name, offset=start + of_layer.key_bytes)
-        return KVMemory(of_layer, keys, values, Parameter(Name.WINDOW.of(self.number), offset=window))
+        table = Parameter(Name.KV.of(self.number), offset=self.layout.table_start(layer.index))
+        window = Parameter(Name.WINDOW.of(self.number), offset=self.layout.window_starts[layer.index])
+        return KVMemory(self.layout.layers[layer.index], table, window)
 
     def rotation(self, rope: Rope) -> Rotation:
         """How a layer's heads turn."""

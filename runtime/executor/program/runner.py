@@ -6,13 +6,13 @@ Knows nothing of requests or of what caches hold: `Lane` says where in its cache
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.attention import pieces_of, tile_tokens
+from cpu_kernels.attention import tile_tokens
 from cpu_kernels.experts import most_segments
+from cpu_kernels.kv_layout import BLOCK_TOKENS, pieces_of
 from cpu_kernels.pool import OperationError, Pool
 from cpu_kernels.program import Program
 from offload.errors import ModelFormatError
@@ -21,30 +21,19 @@ from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
 from runtime.executor.program.emitter import Emitter
-from runtime.executor.program.kv import ProgramKV, SequenceLayout
-from runtime.executor.program.lowering import Lowering
+from runtime.executor.program.kv_cold import ColdReads
+from runtime.executor.program.kv_tiers import KVTiers
+from runtime.executor.program.lanes import Lane
+from runtime.executor.program.lowering import Lowering, attention_matrices
 from runtime.executor.program.parameters import Name
 from runtime.executor.program.routing import Routing
+from runtime.executor.program.sequence_layout import SequenceLayout
 from runtime.executor.program.workspace import Workspace
 from runtime.panels import PanelWeights
 
 LOGITS_TOKENS = 16  # whose logits are computed in one run
 MAX_LANES = 64
 MAX_PROGRAMS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """Tokens of one sequence, to be put into its cache from position `start` on."""
-
-    token_ids: Sequence[int]
-    kv: ProgramKV
-    start: int
-
-    @property
-    def stop(self) -> int:
-        """The position after the last token."""
-        return self.start + len(self.token_ids)
 
 
 class Runner:
@@ -60,6 +49,7 @@ class Runner:
         threads: int,
         chunk_tokens: int,
         workspace: Workspace | None = None,
+        kv_tiers: KVTiers | None = None,
     ) -> None:
         self._model = model
         self._weights = weights
@@ -72,8 +62,9 @@ class Runner:
         self._angles = Angles(model, weights)
         self._recorder: TraceRecorder | None = None
         self._head: Settable | None = None
-        self._programs: OrderedDict[tuple[tuple[SequenceLayout, ...], bool, bool], Settable] = OrderedDict()
-        self._pool = Pool(threads)
+        self._programs: OrderedDict[tuple[tuple[SequenceLayout, ...], bool, bool, bool], Settable] = OrderedDict()
+        self._cold = ColdReads(kv_tiers or KVTiers(), [layer.sliding_window for layer in model.layers])
+        self._pool = self._new_pool(threads)
         self._ran_tokens = 0
 
     def features(self, tokens: int) -> NDArray[np.float32]:
@@ -86,6 +77,17 @@ class Runner:
         rows = self._workspace.array("normed", self._chunk_tokens, self._model.embedding_length)
         return rows[self._ran_tokens - tokens : self._ran_tokens].copy()
 
+    def read_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n, vocab) of up to `LOGITS_TOKENS` hidden states (n, width); those of the last run stay."""
+        rows = self._workspace.array("foretold", LOGITS_TOKENS, self._model.embedding_length)
+        rows[: len(features)] = features
+        self._read(int(rows.ctypes.data), len(features))
+        return self._logits[: len(features)].copy()
+
+    def compute(self, program: Program) -> None:
+        """Runs a program of the caller's on the same threads."""
+        self._pool.run(program)
+
     def record(self, recorder: TraceRecorder) -> None:
         """Hands the routing of every run to `recorder` from now on."""
         self._programs.clear()
@@ -93,21 +95,37 @@ class Runner:
 
     def set_threads(self, threads: int) -> None:
         """Runs on that many threads from the next run on. ValueError for fewer than 1 or more than 1024."""
-        pool = Pool(threads)
+        pool = self._new_pool(threads)
         self._pool.close()
         self._pool = pool
 
     def close(self) -> None:
         """Ends the threads and the reads of weights; may be called twice."""
         self._pool.close()
+        self._cold.close()
         self._weights.close()
         self._programs.clear()
 
     def run(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
         """The logits of the last `logits_tokens` tokens, (logits_tokens, vocab).
 
-        At most `chunk_tokens` tokens of one lane, or one token of each of up to `MAX_LANES`.
+        At most `chunk_tokens` tokens of one lane, or `few_tokens` of each of up to `MAX_LANES`.
         """
+        for kv in dict.fromkeys(lane.kv for lane in lanes):
+            own = [lane for lane in lanes if lane.kv is kv]
+            kv.prepare(min(lane.start for lane in own), max(lane.stop for lane in own))
+        for lane in lanes:
+            lane.kv.place()
+        arriving = self._cold.begin(lanes)
+        try:
+            return self._run_lanes(lanes, logits_tokens, arriving)
+        finally:
+            self._cold.end()
+
+    def _run_lanes(
+        self, lanes: Sequence[Lane], logits_tokens: int, arriving: Sequence[int] | None
+    ) -> NDArray[np.float32]:
+        """`arriving`: see `ColdReads.begin`."""
         token_ids = [token for lane in lanes for token in lane.token_ids]
         count = len(token_ids)
         self._embed(token_ids)
@@ -115,16 +133,18 @@ class Runner:
         # experts are guessed where each sequence goes on by a token: the runs that are compared must be alike
         guessing = self._streamed_experts() if count == len(lanes) else None
         program = self._program(
-            tuple(lane.kv.layout for lane in lanes),
+            tuple(lane.layout for lane in lanes),
             split=len(lanes) > 1 or count <= self.few_tokens,
             foresees=guessing is not None and guessing.gate.is_open,
+            cold=None if arriving is None else self._cold,
         )
         program.set(Name.TOKENS, count)
+        for layer, target in enumerate(arriving or ()):
+            program.set(Name.ARRIVED.of(layer), target)
         if self._model.experts is not None:
             used, experts = self._model.experts.used_count, self._model.experts.count
             program.set(Name.SEGMENTS, most_segments(count, used, experts))
-        for number, lane in enumerate(lanes):
-            self._set_lane(program, number, lane)
+        self._set_lanes(program, lanes)
         at_once = logits_tokens if logits_tokens <= LOGITS_TOKENS else 0
         started = time.perf_counter()
         self._step(program, lanes, count - at_once, at_once)
@@ -140,15 +160,22 @@ class Runner:
             logits[first:last] = self._logits[: last - first]
         return logits
 
+    def _new_pool(self, threads: int) -> Pool:
+        return Pool(threads)
+
     def _step(self, program: "Settable", lanes: Sequence[Lane], first_wanted: int, wanted: int) -> None:
         """A run of all layers, and the logits of some of its tokens."""
         self._run(program, first_wanted, wanted)
 
     def _more_logits(self, first_wanted: int, wanted: int) -> None:
         """The logits of other tokens of the last run."""
+        self._read(self._normed.address + first_wanted * self._normed.stride_bytes, wanted)
+
+    def _read(self, address: int, wanted: int) -> None:
+        """The logits of so many hidden states, which lie as in `normed`."""
         if self._head is None:
             self._head = Settable(self._lowering().head())
-        self._run(self._head, first_wanted, wanted)
+        self._run_from(self._head, address, wanted)
 
     def _embed(self, token_ids: Sequence[int]) -> None:
         rows = self._x[: len(token_ids)]
@@ -156,22 +183,47 @@ class Runner:
         if self._model.embedding_scale != 1.0:
             rows *= np.float32(self._model.embedding_scale)
 
-    def _set_lane(self, program: "Settable", number: int, lane: Lane) -> None:
+    def _set_lanes(self, program: "Settable", lanes: Sequence[Lane]) -> None:
+        """Where each lane's tokens and cache lie; chunks are taken for them."""
+        row, reach = 0, max(lane.stop for lane in lanes)
+        attends = program.has(Name.QKV.of(0))
+        for number, lane in enumerate(lanes):
+            if attends:
+                matrices = attention_matrices(self._model, self._workspace, self._chunk_tokens)
+                for name, matrix in zip((Name.QKV, Name.ATTENDED), matrices, strict=True):
+                    program.set(name.of(number), matrix.address + row * matrix.stride_bytes)
+            row += len(lane.token_ids)
+            self._set_lane(program, number, lane, reach)
+
+    def _set_lane(self, program: "Settable", number: int, lane: Lane, reach: int) -> None:
+        """`reach`: the position after the last token of all lanes."""
+        program.set(Name.COUNT.of(number), len(lane.token_ids))
         program.set(Name.START.of(number), lane.start)
         program.set(Name.PIECES.of(number), pieces_of(lane.stop))
-        program.set(Name.KV.of(number), lane.kv.address)
+        program.set(Name.KV.of(number), lane.kv.table_address)
         program.set(Name.WINDOW.of(number), lane.kv.window_address)
-        for rope, (cos, sin) in enumerate(self._angles.addresses(lane.kv.capacity_tokens, lane.stop)):
+        if lane.kv.abstracts is not None:
+            fills = lane.start // BLOCK_TOKENS < lane.stop // BLOCK_TOKENS
+            program.set(Name.FILLED.of(number), self._model.head_count_kv if fills else 0)
+            program.set(Name.ABSTRACTS.of(number), lane.kv.abstracts.address)
+            program.set(Name.CHOICES.of(number), lane.kv.abstracts.counts_address)
+        for rope, (cos, sin) in enumerate(self._angles.addresses(lane.kv.capacity_tokens, reach)):
             program.set(Name.COS.of(number, rope), cos)
             program.set(Name.SIN.of(number, rope), sin)
 
     def _run(self, program: "Settable", first_wanted: int, wanted: int) -> None:
+        self._run_from(program, self._normed.address + first_wanted * self._normed.stride_bytes, wanted)
+
+    def _run_from(self, program: "Settable", address: int, wanted: int) -> None:
+        """With the logits of so many hidden states from `address` on."""
         program.set(Name.WANTED, wanted)
-        program.set(Name.FIRST_WANTED, self._normed.address + first_wanted * self._normed.stride_bytes)
+        program.set(Name.FIRST_WANTED, address)
         try:
             self._pool.run(program.program)
         except OperationError as error:
-            cause = None if self._weights.streamed is None else self._weights.streamed.cache.recover()
+            cause: BaseException | None = self._cold.failure()
+            if cause is None and self._weights.streamed is not None:
+                cause = self._weights.streamed.cache.recover()
             if cause is not None:
                 raise cause from error
             raise ModelFormatError(
@@ -197,20 +249,24 @@ class Runner:
         streamed = self._weights.streamed
         return None if streamed is None or self._model.experts is None else streamed.cache
 
-    def _program(self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool) -> "Settable":
-        key = (layouts, split, foresees)
+    def _program(
+        self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
+    ) -> "Settable":
+        key = (layouts, split, foresees, cold is not None)
         if key not in self._programs:
-            self._programs[key] = Settable(self._new_program(layouts, split=split, foresees=foresees))
+            self._programs[key] = Settable(self._new_program(layouts, split=split, foresees=foresees, cold=cold))
             if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def _new_program(self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool) -> Program:
-        return self._lowering(foresees=foresees).step(layouts, split=split)
+    def _new_program(
+        self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
+    ) -> Program:
+        return self._lowering(foresees=foresees, cold=cold).step(layouts, split=split)
 
-    def _lowering(self, *, foresees: bool = False) -> Lowering:
-        return Lowering(self._emitter(foresees=foresees), LOGITS_TOKENS)
+    def _lowering(self, *, foresees: bool = False, cold: ColdReads | None = None) -> Lowering:
+        return Lowering(self._emitter(foresees=foresees), LOGITS_TOKENS, cold)
 
     def _emitter(self, *, foresees: bool = False) -> Emitter:
         place = (self._model, self._weights, self._workspace, self._chunk_tokens)
@@ -224,6 +280,10 @@ class Settable:
         self.program = program
         self._values: dict[str, int] = {}
         self._known = program.parameters
+
+    def has(self, name: str) -> bool:
+        """Whether the program has a parameter of that name."""
+        return name in self._known
 
     def set(self, name: str, value: int) -> None:
         """Sets a parameter if the program has it."""

@@ -185,6 +185,21 @@ def test_wait_and_signal(threads: int, futex: bool) -> None:
             assert done.value == 2 * turn
 
 
+@pytest.mark.parametrize("spin_s", [0.0, 0.1])
+def test_threads_that_wait_spin_or_sleep(spin_s: float) -> None:
+    ready, counts = Counter(), np.zeros(16, np.int64)
+    program = Program([ready.wait_row(1), Row("count", count_items, 16, (address(counts),))])
+    with Pool(2, spin_s=spin_s) as pool:
+        waking = threading.Timer(0.02, ready.add)
+        waking.start()
+        used_s = time.process_time()
+        pool.run(program)
+        used_s = time.process_time() - used_s
+        waking.join()
+    assert (counts == 1).all()
+    assert (used_s > 0.005) == (spin_s > 0)
+
+
 @every_wait
 def test_a_counter_that_fails_ends_the_run(futex: bool) -> None:
     ready = Counter(futex=futex)

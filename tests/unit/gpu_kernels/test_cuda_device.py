@@ -10,7 +10,7 @@ import torch
 
 from gpu_kernels import cuda_device, host_calls
 from gpu_kernels.cuda_device import CudaDevice
-from gpu_kernels.device import Cost, GpuDevice
+from gpu_kernels.device import CallHost, Cost, GpuDevice, Launch
 from gpu_kernels.devices import open_device
 from gpu_kernels.simulated import SimulatedDevice
 
@@ -93,6 +93,19 @@ class FakeCuda:
         yield
         self.calls.append("exit")
 
+    def CUDAGraph(self) -> Any:  # noqa: N802 - torch's name
+        return SimpleNamespace(replay=lambda: self.calls.append("replay"))
+
+    def graph_pool_handle(self) -> str:
+        self.calls.append("pool")
+        return "pool of graphs"
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: str, stream: FakeStream, capture_error_mode: str) -> Any:
+        self.calls.append(("capture", pool, stream, capture_error_mode))
+        yield
+        self.calls.append("captured")
+
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
@@ -143,6 +156,23 @@ def test_a_stream_gives_torch_its_work_in_order(cuda: FakeCuda) -> None:
     with pytest.raises(TypeError, match="SimulatedEvent is not an event of a CUDA GPU"):
         stream.wait(simulated.stream("other").record())
     simulated.close()
+
+
+def test_repeated_work_is_captured_as_a_graph(cuda: FakeCuda) -> None:
+    """Other threads may use the GPU while it is; graphs of a stream share memory."""
+    stream = CudaDevice().stream("main")
+    assert stream.can_capture
+    give = stream.prepare([Launch(lambda: cuda.calls.append("call"), Cost()), CallHost(12, 34)])
+    replay = stream.capture(give)
+    work = ["enter", "call", "exit", (77, 12, 34)]
+    began = ("capture", "pool of graphs", stream.stream, "thread_local")
+    assert cuda.calls == ["pool", began, *work, "captured"]
+    cuda.calls.clear()
+    replay()
+    assert cuda.calls == ["enter", "replay", "exit"]
+    cuda.calls.clear()
+    stream.capture(give)
+    assert cuda.calls == [began, *work, "captured"]
 
 
 def test_what_a_launch_raises_is_raised_at_once(cuda: FakeCuda) -> None:

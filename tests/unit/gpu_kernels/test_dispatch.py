@@ -1,12 +1,26 @@
 """Which way products take, and what programs of kernels take at a time."""
 
+from typing import ClassVar
+
 import pytest
+import torch
 
 from gpu_kernels.decoding import DECODINGS
-from gpu_kernels.dispatch import BUCKETS, Dispatch, kernels_for, measured_dispatch
+from gpu_kernels.dispatch import (
+    BUCKETS,
+    STEP_SAMPLES,
+    Dispatch,
+    Measured,
+    ProductShape,
+    dispatch_of,
+    kernels_for,
+    measured_ways,
+    weightiest,
+)
 from gpu_kernels.layouts import layout
-from gpu_kernels.tiles import GpuTraits, attention_tile, few_columns_tile, many_columns_tile
+from gpu_kernels.tiles import STEP_COLUMNS, GpuTraits, attention_tile, few_columns_tile, many_columns_tile
 from gpu_kernels.torch_kernels import TorchKernels
+from gpu_kernels.triton_kernels import TritonKernels
 
 AMPERE, TURING = GpuTraits(20, 86), GpuTraits(16, 75)
 
@@ -18,33 +32,93 @@ def test_decodings_cover_the_blocks() -> None:
 
 
 def test_a_generation_chooses_by_columns() -> None:
-    assert [Dispatch(AMPERE).way("Q4_0", tokens) for tokens in (1, 4, 5, 64, 65, 4000)] == [
-        *("few", "few", "many", "many", "decoded", "decoded")
+    assert [Dispatch(AMPERE).way("Q4_0", tokens) for tokens in (1, 4, 32, 33, 64, 65, 4000)] == [
+        *("few", "few", "few", "many", "many", "decoded", "decoded")
     ]
-    assert Dispatch(TURING).way("Q4_0", 17) == "decoded"
+    assert Dispatch(TURING).way("Q4_0", 33) == "decoded"
     assert Dispatch(AMPERE).way("IQ1_S", 1) == "torch"
 
 
 def test_measurements_choose_the_fastest_way_that_makes_sense() -> None:
     asked = []
 
-    def seconds(quant_type: str, tokens: int, way: str) -> float:
+    def seconds(shape: ProductShape, tokens: int, way: str) -> float:
         asked.append((tokens, way))
-        return {"few": tokens, "many": 7.5, "decoded": 0.1 * tokens + 4}[way]
+        return {"few": tokens, "many": 7.5, "decoded": 0.01 * tokens + 6.6}[way]
 
-    dispatch = measured_dispatch(AMPERE, ["Q4_0", "IQ1_S"], seconds)
-    ways = [dispatch.way("Q4_0", bucket) for bucket in BUCKETS]
-    assert ways == ["few"] * 3 + ["many"] + ["decoded"] * 2 + ["many"] * 4
-    assert (1, "many") not in asked
-    assert (64, "few") not in asked
+    shapes = weightiest(
+        [ProductShape("Q4_0", 64, 64), *[ProductShape("Q4_0", 64, 32)] * 3, ProductShape("IQ1_S", 9, 9)]
+    )
+    assert shapes == [ProductShape("Q4_0", 64, 32)]
+    ways = measured_ways(shapes, seconds, {})
+    dispatch = dispatch_of(AMPERE, shapes, ways)
+    assert [dispatch.way("Q4_0", bucket) for bucket in BUCKETS] == ["few", "decoded", "many", "many", "many"]
+    assert {tokens for tokens, way in asked if way == "few"} == set(STEP_SAMPLES)
     assert dispatch.way("Q8_0", 1) == "few"
-    assert dispatch.describe("Q4_0").startswith("Q4_0 (measured) 1: few, 2: few, 4: few, 8: many")
-    assert dispatch.describe("Q8_0").startswith("Q8_0 (sm_86) 1: few")
+    assert dispatch.describe("Q4_0") == "Q4_0 (measured) 32: few, 64: decoded, 128: many, 256: many, 512: many"
+    assert dispatch.describe("Q8_0").startswith("Q8_0 (sm_86) 32: few")
+    asked.clear()
+    assert measured_ways(shapes, seconds, ways) == ways
+    assert not asked
+    with pytest.raises(ValueError, match="slow"):
+        dispatch_of(AMPERE, shapes, {**ways, shapes[0].key(64): "slow"})
+
+
+def test_a_step_is_computed_in_one_way_however_many_columns_it_has() -> None:
+    """Where verifying drafts is much quicker so, single tokens are multiplied as slowly."""
+
+    def seconds(_shape: ProductShape, tokens: int, way: str) -> float:
+        return 1.0 if way == "many" else 0.6 * tokens
+
+    shape = ProductShape("Q8_0", 64, 64)
+    dispatch = dispatch_of(AMPERE, [shape], measured_ways([shape], seconds, {}))
+    assert {dispatch.way("Q8_0", tokens) for tokens in range(1, STEP_COLUMNS + 1)} == {"many"}
 
 
 def test_the_cpu_and_simulated_gpus_use_torch() -> None:
     assert isinstance(kernels_for("cpu"), TorchKernels)
     assert isinstance(kernels_for("cuda:0", is_simulated=True), TorchKernels)
+
+
+class FakeTimes:
+    """Every way takes as long as its name is; writes down what was asked."""
+
+    asked: ClassVar[list[tuple[object, ...]]] = []
+    is_full = False
+
+    def __init__(self, device: torch.device, gpu: GpuTraits) -> None:
+        self.rows = self.columns = 0
+
+    def seconds(self, quant_type: str, tokens: int, way: str) -> float:
+        if self.is_full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.asked.append((quant_type, self.rows, self.columns, tokens, way))
+        return float(len(way))
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+def test_a_models_products_are_measured_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("gpu_kernels.product_times.ProductTimes", FakeTimes)
+    monkeypatch.setattr("gpu_kernels.triton_kernels.traits_of", lambda _: AMPERE)
+    monkeypatch.setattr(FakeTimes, "asked", [])
+    measured = Measured([ProductShape("Q4_0", 64, 32)], {})
+    kernels = kernels_for("cuda:0", measured=measured)
+    assert isinstance(kernels, TritonKernels)
+    assert kernels.dispatch.way("Q4_0", 1) == "few"
+    assert kernels.dispatch.way("Q4_0", 500) == "many"
+    assert ("Q4_0", 64, 32, 8, "few") in FakeTimes.asked
+    FakeTimes.asked.clear()
+    again = kernels_for("cuda:0", measured=Measured(measured.shapes, dict(measured.ways)))
+    assert isinstance(again, TritonKernels)
+    assert again.dispatch == kernels.dispatch
+    assert not FakeTimes.asked
+    monkeypatch.setattr(FakeTimes, "is_full", True)
+    unmeasured = kernels_for("cuda:0", measured=Measured(measured.shapes, {}))
+    assert isinstance(unmeasured, TritonKernels)
+    assert unmeasured.dispatch == Dispatch(AMPERE)
+    assert "too little memory" in caplog.text
 
 
 def test_without_triton_torch_is_used_and_logged(
@@ -71,10 +145,21 @@ def test_programs_fill_the_gpu(name: str) -> None:
     assert many_columns_tile(decoding, 64, 512, 8192, AMPERE, is_float32=True).columns == 16
 
 
+@pytest.mark.parametrize("name", DECODINGS)
+@pytest.mark.parametrize("rows", [64, 768, 1 << 16])
+def test_sums_of_a_step_are_split_alike_however_many_columns_it_has(name: str, rows: int) -> None:
+    shape, decoding = (rows, 4096, AMPERE), DECODINGS[name]
+    few = {few_columns_tile(decoding, tokens, *shape) for tokens in range(1, STEP_COLUMNS + 1)}
+    assert len({(tile.rows, tile.groups, tile.warps, tile.splits) for tile in few}) == 1
+    for is_float32 in (False, True):
+        tiles = (many_columns_tile(decoding, n, *shape, is_float32=is_float32) for n in range(1, STEP_COLUMNS + 1))
+        assert len(set(tiles)) == 1
+
+
 def test_long_contexts_are_shared() -> None:
-    decode = attention_tile(4, 8, 1 << 15, 128, AMPERE, is_float32=False)
-    assert decode.splits == 5
-    assert attention_tile(4, 8, 100, 128, AMPERE, is_float32=False).splits == 1
-    prefill = attention_tile(2048, 8, 1 << 15, 128, AMPERE, is_float32=False)
+    steps = {attention_tile(4, tokens, 1 << 15, 128, is_float32=False) for tokens in range(1, STEP_COLUMNS + 1)}
+    assert [tile.splits for tile in steps] == [128]
+    assert attention_tile(4, 1, 100, 128, is_float32=False).splits == 1
+    prefill = attention_tile(4, 512, 1 << 15, 128, is_float32=False)
     assert (prefill.rows, prefill.splits) == (64, 1)
-    assert attention_tile(2048, 8, 1 << 15, 256, AMPERE, is_float32=False).rows == 16
+    assert attention_tile(4, 512, 1 << 15, 256, is_float32=False).rows == 16

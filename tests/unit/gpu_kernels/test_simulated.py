@@ -1,6 +1,7 @@
 """A simulated GPU: what its text says, its memory, streams in modelled time, and what happens when work fails."""
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpu_kernels.waiting import Counter
-from gpu_kernels.device import Cost, GpuDevice, Stream
+from gpu_kernels.device import CallHost, Copy, Cost, GpuDevice, Launch, Stream
 from gpu_kernels.simulated import GRAIN_BYTES, SimulatedDevice
 from gpu_kernels.simulated_lanes import chrome_trace, sleep_until
 from gpu_kernels.simulated_spec import SimulatedSpec
@@ -271,6 +272,48 @@ def test_host_functions_hand_over_both_ways(device: SimulatedDevice) -> None:
         done.wait(2 * step)
         assert value.item() == step
     stream.synchronize()
+
+
+def test_prepared_work_is_done_in_order_as_often_as_it_is_given(device: SimulatedDevice) -> None:
+    stream, done = device.stream("main"), Counter()
+    signal = done.raise_call()
+    here, there = device.empty((4,), torch.float32), device.pinned((4,), torch.float32)
+    seen: list[float] = []
+    give = stream.prepare(
+        [
+            Launch(lambda: seen.append(here[0].item()), lambda: Cost(num_bytes=1_000_000), "look"),
+            Copy(here, there),
+            Launch(nothing, Cost()),
+            CallHost(signal.address, signal.argument),
+        ]
+    )
+    here.zero_()
+    for number in (1.0, 2.0):
+        there.fill_(number)
+        give()
+        done.wait(int(number))
+        stream.synchronize()
+    assert seen == [0.0, 1.0]
+    assert here.tolist() == [2.0] * 4
+    gpu, to_gpu, _ = device.lanes()
+    assert [task.name for task in gpu.tasks] == ["look", "", "look", ""]
+    assert len(to_gpu.tasks) == 2
+    with pytest.raises(ValueError, match="cannot be copied"):
+        stream.prepare([Copy(here, device.pinned((5,), torch.float32))])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be kept to CPUs here")
+def test_its_threads_leave_cpus_to_the_host(device: SimulatedDevice) -> None:
+    cpus: list[set[int]] = []
+    stream = device.stream("main")
+    stream.launch(lambda: cpus.append(os.sched_getaffinity(0)), Cost())
+    stream.synchronize()
+    allowed = os.sched_getaffinity(0)
+    if device.host_cpus is None:
+        assert len(allowed) == 1
+    else:
+        assert device.host_cpus | cpus[0] == allowed
+        assert not device.host_cpus & cpus[0]
 
 
 def test_a_host_function_is_called_at_the_modelled_time(device: SimulatedDevice) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpu_kernels import torch_products
 from gpu_kernels.layouts import LAYOUTS
 from gpu_kernels.matrix import arrange
 from gpu_kernels.torch_kernels import TorchKernels
@@ -22,7 +23,7 @@ def test_products_of_every_type(name: str) -> None:
 
 
 def test_products_scale_add_and_write_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu_kernels.torch_kernels._WEIGHTS_AT_ONCE", 130)  # two rows at a time
+    monkeypatch.setitem(torch_products._WEIGHTS_AT_ONCE, "cpu", 130)  # two rows at a time
     raw = raw_rows("Q8_0", 5, 64)
     weights, bias = weights_of(raw, "Q8_0"), normal(2, 5)
     wide, target = normal(3, 3, 80), normal(4, 3, 9)
@@ -125,7 +126,7 @@ def test_heads_are_normed_turned_and_appended(neighbours: bool, is_int8: bool) -
 
 
 @pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize(("lengths", "each"), [([37], 9), ([37, 20, 1], 1), ([16], 16)])
+@pytest.mark.parametrize(("lengths", "each"), [([37], 9), ([37, 20, 1], 1), ([16], 16), ([600, 300], 20)])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, None), (None, 3.0)])
 def test_attention(is_int8: bool, lengths: list[int], each: int, window: int | None, softcap: float | None) -> None:
     shape = CacheShape(kv_heads=2, key_length=8, value_length=6, is_int8=is_int8)
@@ -139,18 +140,6 @@ def test_attention(is_int8: bool, lengths: list[int], each: int, window: int | N
         held = keys[lane, :length].transpose(0, 1), values[lane, :length].transpose(0, 1)
         wanted = layers.attention(queries[rows].view(each, 6, 8), *held, scale=0.3, window=window, softcap=softcap)
         assert_close(out[rows], wanted.flatten(1), 2e-6)
-
-
-def test_attention_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = CacheShape(kv_heads=1, key_length=8, value_length=8)
-    lanes, blocks = lanes_of([40], shape.block_tokens)
-    cache = shape.empty(blocks)
-    fill(cache, lanes, 1)
-    queries, whole, parts = normal(2, 11, 16), torch.empty((11, 16)), torch.empty((11, 16))
-    KERNELS.attention(queries, cache, lanes, whole, scale=1.0, window=7)
-    monkeypatch.setattr("gpu_kernels.torch_attention._SCORES_AT_ONCE", 2 * 48 * 3)
-    KERNELS.attention(queries, cache, lanes, parts, scale=1.0, window=7)
-    assert_close(parts, whole, 1e-6)
 
 
 def test_routes_prefer_lower_ids_among_equals() -> None:

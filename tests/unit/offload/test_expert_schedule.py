@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offload.expert_schedule import IMPROVED_EXPERTS, ExpertTimes, misses_to_move, schedule_experts
+from offload.expert_schedule import (
+    CHOOSING_S,
+    IMPROVED_EXPERTS,
+    ExpertTimes,
+    misses_to_move,
+    moving_saves_s,
+    schedule_experts,
+)
 
 MOST = 8
 ONE = ExpertTimes(lambda tokens: 1.0, lambda tokens: 1.0, 1.0)
@@ -129,3 +136,10 @@ def test_rates_that_are_none() -> None:
     for figures in ((-1, 1.0, 1.0), (1, -1.0, 1.0), (1, 1.0, 0.0)):
         with pytest.raises(ValueError, match="bytes per second"):
             misses_to_move(*figures)
+
+
+def test_copies_for_one_token_must_save_what_choosing_them_takes() -> None:
+    slow_link = ExpertTimes(lambda _: 1e-5, lambda tokens: 1e-4 * tokens, move_s=9e-4)
+    assert moving_saves_s(8, slow_link) == pytest.approx(-CHOOSING_S)
+    fast_link = ExpertTimes(lambda _: 1e-5, lambda tokens: 1e-3 * tokens, move_s=1e-3)
+    assert moving_saves_s(8, fast_link) == pytest.approx(4e-3 - CHOOSING_S)

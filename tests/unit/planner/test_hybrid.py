@@ -112,16 +112,17 @@ def test_what_ram_does_not_hold_lies_on_the_gpu_alone() -> None:
 
 
 def test_the_largest_chunk_is_reserved_first() -> None:
-    plan = planned(llama_8b(), "1GiB")
+    plan = planned(llama_8b(), "512MiB")
     shape = ModelShape.from_gguf(llama_8b())  # type: ignore[arg-type]
     chunk, context = plan.settings.prefill_chunk_tokens, plan.settings.context_tokens
-    assert plan.needs.gpu.activations_bytes == gpu_activations_bytes(shape, chunk, context)
+    split = split_of(shape, plan.placements, 0)
+    assert plan.needs.gpu.activations_bytes == gpu_activations_bytes(shape, chunk, context, split)
     assert chunk < 512
     assert planned(llama_8b(), "8GiB").settings.prefill_chunk_tokens == 512
 
 
 def test_a_tied_output_head_takes_its_own_copy() -> None:
-    plan = planned(header(layers=2, vocab=100_000, tied=True), "1GiB")
+    plan = planned(header(layers=4, width=1024, heads=8, ffn=4096, vocab=100_000, tied=True), "1GiB")
     output = next(placement for placement in plan.placements if placement.unit == "output")
     embedding = next(placement for placement in plan.placements if placement.unit == "embedding")
     assert output.device is Device.GPU

@@ -33,7 +33,7 @@ def test_bytes_follow_the_types() -> None:
     assert half.kv_bytes_per_token * 32 == plain.kv_bytes_per_token * 17
     assert plain.kv_window_bytes == half.kv_window_bytes == 0
     least = ModelShape.from_gguf(MODEL, KIVI2)  # type: ignore[arg-type]
-    edge, inner = half.kv_bytes_per_layer[0], plain.kv_bytes_per_layer[0] * 6 // 32
+    edge, inner = half.kv_bytes_per_layer[0], plain.kv_bytes_per_layer[0] * 11 // 64
     assert least.kv_bytes_per_layer == (edge, inner, inner, edge)
     assert least.kv_window_bytes == 2 * window_bytes(KVType.KIVI2, 2, 64, 256) == 2 * 2 * 64 * 2 * (256 + 128)
 

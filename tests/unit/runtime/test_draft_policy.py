@@ -11,6 +11,7 @@ from runtime.speculative.estimates import Acceptance, Calibration, Chance, PassT
 from runtime.speculative.policy import Policy, Turn
 
 PLAIN_S = 1e-2
+MODEL = ("model", 0)
 
 
 def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False, overhead_s=2e-5):
@@ -45,7 +46,7 @@ def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False,
             overhead_s,
             offer.is_probe,
         )
-        policy.record(turn, account)
+        policy.record([turn], account)
         seconds += turn.seconds
         done += accepted + 1
         passes += verified > 0
@@ -127,7 +128,8 @@ def test_estimates_follow_what_happens():
     acceptance = Acceptance(0.6, 4)
     assert acceptance.chances(4) == pytest.approx([0.6] * 4)
     for _ in range(100):
-        acceptance.add(4, 1)
+        acceptance.add(0, right=True)
+        acceptance.add(1, right=False)
     first, second, _, last = acceptance.chances(4)
     assert first > 0.9
     assert second < 0.2
@@ -139,10 +141,74 @@ def test_estimates_follow_what_happens():
 def test_confidence_is_calibrated_by_source():
     calibration = Calibration()
     for _ in range(100):
-        calibration.add("model", 0.9, right=False)
-    assert calibration.chance("model", 0.9) < 0.15
-    assert calibration.chance("n-gram", 0.9) > 0.6
-    assert calibration.chance("model", 0.1) < calibration.chance("n-gram", 0.99)
+        calibration.add(MODEL, 0.9, right=False)
+    assert calibration.chance(MODEL, 0.9) < 0.15
+    assert calibration.chance(("n-gram", 0), 0.9) > 0.6
+    assert calibration.chance(MODEL, 0.1) < calibration.chance(("n-gram", 0), 0.99)
+
+
+def test_a_second_choice_is_calibrated_apart_from_the_first():
+    calibration = Calibration()
+    for _ in range(100):
+        calibration.add(("model", 1), 0.2, right=True)
+    assert calibration.chance(("model", 1), 0.2) > 0.8
+    assert calibration.chance(MODEL, 0.2) < 0.3
+
+
+def tree_turn(way, *, verified=5):
+    """Two choices behind the sequence, two behind the first of them, one behind the second."""
+    ranks = (0, 1, 0, 1, 0)
+    candidates = tuple(Candidate(token, 0.5, rank=rank) for token, rank in enumerate(ranks))
+    proposal = Proposal(candidates, "model", True, parents=(-1, -1, 0, 0, 1), steps=3)
+    return Turn(proposal, verified, len(way), 3e-3, 1.2e-2, way=way)
+
+
+def test_what_a_tree_teaches_is_of_the_candidates_that_were_put_to_the_test():
+    policy = Policy(PassTimes(lambda _tokens: PLAIN_S), draft_s=1.0, acceptance=0.5, most=4, most_tree=8)
+    ranks = policy.ranks.chances()
+    policy.record([tree_turn((1, 4))], Account())
+    first, second, third, _ = policy.acceptance.chances(4)
+    assert first < 0.5 < second
+    assert third == pytest.approx(second)
+    assert policy.ranks.chances()[0] > ranks[0]
+    assert policy.ranks.chances()[1] == ranks[1]
+    assert policy.costs().draft_s == pytest.approx(1e-3)
+    assert policy.times.measurements(6) == 1
+    before = policy.ranks.chances()[0]
+    policy.record([tree_turn((0, 2))], Account())
+    assert policy.ranks.chances()[0] == before, "behind a first choice that is right the second is not put to the test"
+
+
+def test_a_tree_is_wanted_where_passes_of_any_size_cost_alike_and_not_where_a_token_more_costs_a_pass():
+    for slope, wants in ((0.0, True), (0.9, False)):
+        policy = Policy(
+            PassTimes(lambda n, slope=slope: PLAIN_S * (1 + slope * (n - 1))),
+            draft_s=PLAIN_S * 0.05, acceptance=0.6, most=8, most_tree=24,
+        )  # fmt: skip
+        account = Account(gain_s=1.0, turns=1)
+        for _ in range(2):
+            policy.record([Turn(Proposal(), 0, 0, 0.0, PLAIN_S)], account)
+        offer = policy.offer(account, 8, 60)
+        assert (offer.tree > 8) == wants
+        assert policy.offer(account, 8, 0).tree == 0
+        guide = policy.tree_guide(offer, lambda _way, _logits: ())
+        assert (guide is not None) == wants
+        if guide is not None:
+            assert guide.worth_a_place(1e-3, 3), "a place costs nothing"
+            assert guide.worth_a_step(0.5, 3)
+            assert not guide.worth_a_step(0.01, 3)
+
+
+def test_what_several_sequences_take_is_learned_apart_and_what_drafts_are_like_together():
+    policy = policy_of()
+    both = policy.for_lanes(2)
+    turn = Turn(Proposal((Candidate(1, 0.8),) * 2, "test", is_computed=True), 2, 2, 2e-3, 9e-3)
+    both.record([turn, turn], Account())
+    assert both.times.measurements(6) == 1
+    assert policy.times.measurements(6) == 0
+    assert policy.acceptance.chances(1)[0] > 0.6
+    assert both.costs().draft_s == pytest.approx(2 * policy.costs().draft_s)
+    assert both.costs().verify_s(3) == pytest.approx(1.8e-2)
 
 
 def test_passes_that_were_not_measured_are_told_from_those_that_were():

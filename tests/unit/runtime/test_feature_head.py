@@ -8,7 +8,9 @@ from runtime.engine import Engine
 from runtime.executor.base import Step
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
-from runtime.speculative.feature_head import HeadSource, HeadWeights
+from runtime.speculative.feature_head import HeadSource
+from runtime.speculative.head_program import HeadProgram
+from runtime.speculative.head_weights import HeadWeights
 from runtime.speculative.options import DraftOptions
 
 VOCAB, WIDTH = 4096, 256  # of the built-in model
@@ -22,7 +24,6 @@ def arrays(rng, width=WIDTH, vocab=VOCAB, inner=8):
         "wu": (width, inner),
         "wd": (inner, width),
         "embedding": (vocab, width),
-        "output": (vocab, width),
     }
     return {name: rng.normal(0, 0.1, shape).astype(np.float16) for name, shape in shapes.items()}
 
@@ -34,9 +35,13 @@ def head(tmp_path_factory):
     return path
 
 
-def test_the_next_feature_is_the_gated_sum_and_its_residual(head):
-    weights = HeadWeights.load(head)
-    feature, token = np.random.default_rng(2).normal(size=WIDTH).astype(np.float32), 7
+@pytest.mark.parametrize(("width", "inner"), [(256, 512), (64, 24), (48, 40)])
+def test_the_next_feature_is_the_gated_sum_and_its_residual(width, inner, tmp_path, demo_engine):
+    path = tmp_path / "head.npz"
+    np.savez(path, **arrays(np.random.default_rng(1), width, 32, inner))
+    weights = HeadWeights.load(path)
+    rng, token = np.random.default_rng(2), 7
+    program = HeadProgram(weights)
 
     def silu(x):
         return x / (1 + np.exp(-x))
@@ -44,13 +49,18 @@ def test_the_next_feature_is_the_gated_sum_and_its_residual(head):
     def norm(x):
         return x / np.sqrt((x**2).mean() + 1e-6)
 
-    first = weights.w1.T @ feature
-    second = silu(weights.w2.T @ norm(weights.embedding[token]))
-    gate = 1 / (1 + np.exp(-(weights.wz.T @ np.r_[first, second])))
-    fused = gate * first + (1 - gate) * second
-    expected = fused + weights.wd.T @ silu(weights.wu.T @ norm(fused))
-    np.testing.assert_allclose(weights.next_feature(feature, token), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(weights.logits(feature), weights.output @ feature, rtol=1e-4, atol=1e-5)
+    def weight(name):
+        return getattr(weights, name).astype(np.float64)
+
+    for feature in rng.normal(size=(2, width)).astype(np.float32):
+        first = weight("w1").T @ feature
+        second = silu(weight("w2").T @ norm(weight("embedding")[token]))
+        gate = 1 / (1 + np.exp(-(weight("wz").T @ np.r_[first, second])))
+        fused = gate * first + (1 - gate) * second
+        expected = fused + weight("wd").T @ silu(weight("wu").T @ norm(fused))
+        program.put(feature, token)
+        demo_engine.executor.compute(program.program)
+        np.testing.assert_allclose(program.feature(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_features_are_what_the_logits_come_from(demo_engine):
@@ -63,8 +73,8 @@ def test_features_are_what_the_logits_come_from(demo_engine):
     for index, token in enumerate([5, 6, 7, 8, 9]):
         executor.forward([Step([token], one_by_one)])
         np.testing.assert_array_equal(executor.features(1)[0], features[index])
-    table = demo_engine.executor.model.output
-    assert rows.shape == (5, table.shape[0])
+    np.testing.assert_array_equal(executor.read_features(features), rows)
+    np.testing.assert_array_equal(executor.features(1)[0], features[4])
     with pytest.raises(ValueError, match="features of 2 tokens after a run of 1"):
         executor.features(2)
 
@@ -81,11 +91,11 @@ def test_answers_are_those_of_plain_decoding(source, head, demo_engine):
             assert engine.speculation.totals.failure is None
 
 
-def test_a_head_for_another_model_is_refused(tmp_path):
+def test_a_head_for_another_model_is_refused(tmp_path, demo_engine):
     path = tmp_path / "head.npz"
     np.savez(path, **arrays(np.random.default_rng(1), width=64))
     with pytest.raises(RequestError, match="width of 64; the model has 4096 and 256"):
-        HeadSource(path, width=WIDTH, vocab_size=VOCAB)
+        HeadSource(path, demo_engine.executor, width=WIDTH, vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize("damage", ["text", "missing", "shape", "number"])

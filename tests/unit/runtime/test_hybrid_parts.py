@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from cpu_kernels.kv_layout import KVLayout
-from cpu_kernels.memory import aligned_bytes
 from gpu_kernels.simulated import SimulatedDevice
 from offload.errors import ModelFormatError, UnsupportedModelError
 from offload.tiers import Device
@@ -23,6 +22,7 @@ from runtime.executor.hybrid.tasks import Work, gpu_matrices, resident_matrices,
 from tests.faults.test_row_09_weights_that_are_not_numbers import damaged
 from tests.support import models
 from tests.support.hybrid import FAST_GPU, hybrid, model_of
+from tests.support.kv_chunks import scattered_chunks
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,9 @@ def test_keys_and_values_brought_to_ram(dense: Model, tokens: int) -> None:
     keys = blocks.keys[kv.blocks].flatten(0, 1)[:tokens].transpose(0, 1).numpy()
     values = blocks.values[kv.blocks].flatten(0, 1)[:tokens].transpose(0, 1).numpy()
     kv.bring_to_ram(1)
-    layout, start = kv.layout.layers[1], kv.layout.starts[1]
-    memory = kv._memory[start:]
-    np.testing.assert_array_equal(layout.unpack_keys(memory[: layout.key_bytes], tokens), keys)
-    np.testing.assert_array_equal(layout.unpack_values(memory[layout.key_bytes :], tokens), values)
+    layout, chunks = kv.layout.layers[1], kv.layer_chunks(1)
+    np.testing.assert_array_equal(layout.unpack_keys(chunks, tokens), keys)
+    np.testing.assert_array_equal(layout.unpack_values(chunks, tokens), values)
     pool.device.close()
 
 
@@ -170,11 +169,11 @@ def test_packed_keys_and_values_are_found_again(key_length: int, value_length: i
     layout = KVLayout(3, key_length, value_length, tokens + 5)
     rng = np.random.default_rng(tokens)
     keys, values = (rng.standard_normal((3, tokens, n)).astype(np.float16) for n in (key_length, value_length))
-    key_memory, value_memory = aligned_bytes(layout.key_bytes), aligned_bytes(layout.value_bytes)
-    layout.pack_keys(key_memory, keys)
-    layout.pack_values(value_memory, values)
-    np.testing.assert_array_equal(layout.unpack_keys(key_memory, tokens), keys)
-    np.testing.assert_array_equal(layout.unpack_values(value_memory, tokens), values)
+    chunks = scattered_chunks(layout, np.uint8(0))
+    layout.pack_keys(chunks, keys)
+    layout.pack_values(chunks, values)
+    np.testing.assert_array_equal(layout.unpack_keys(chunks, tokens), keys)
+    np.testing.assert_array_equal(layout.unpack_values(chunks, tokens), values)
 
 
 def test_inputs_of_a_step() -> None:

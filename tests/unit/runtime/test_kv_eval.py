@@ -51,7 +51,7 @@ def test_a_needle_is_found_by_a_model_that_repeats() -> None:
             self.seen = []
 
             class Cache:
-                num_bytes = 1
+                num_bytes, abstracts = 1, None
 
             return Cache()
 

@@ -114,6 +114,7 @@ def test_bytes_of_a_cache() -> None:
 
     assert share(KVType.Q8_0) <= 0.54
     assert share(KVType.Q4_0) <= 0.30
+    assert share(KVType.KIVI4) <= 0.30
     assert share(KVType.KIVI2) <= 0.22
 
 

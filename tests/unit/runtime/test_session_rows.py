@@ -31,7 +31,11 @@ def engine(path: Path) -> Iterator[Engine]:
 @pytest.mark.parametrize("capacities", [(64, 64), (700, 2000), (2000, 700)])
 def test_rows_move_between_caches_of_any_capacity(capacities: tuple[int, int]) -> None:
     first, second = (ProgramKV(3, 2, 64, 40, capacity) for capacity in capacities)
-    first._memory[:] = np.random.default_rng(1).integers(0, 256, len(first._memory), np.uint8)
+    first.restored(min(capacities))
+    rng = np.random.default_rng(1)
+    for layer in range(3):
+        for chunk in first.layer_chunks(layer):
+            chunk[:] = rng.integers(0, 256, len(chunk), np.uint8)
     assert isinstance(first, SavedRows)
     layout = first.rows_layout
     assert layout == second.rows_layout
@@ -49,11 +53,9 @@ def test_rows_move_between_caches_of_any_capacity(capacities: tuple[int, int]) -
 
 
 def unpacked(kv: ProgramKV, layer: int, part: str, count: int) -> NDArray[np.uint16]:
-    layout = kv.layout.layers[layer]
-    memory = kv._memory.reshape(3, -1)[layer]
-    if part == "keys":
-        return layout.unpack_keys(memory[: layout.key_bytes], count).view(np.uint16)
-    return layout.unpack_values(memory[layout.key_bytes :], count).view(np.uint16)
+    layout, chunks = kv.layout.layers[layer], kv.layer_chunks(layer)
+    unpack = layout.unpack_keys if part == "keys" else layout.unpack_values
+    return unpack(chunks, count).view(np.uint16)
 
 
 def test_a_block_of_the_wrong_length_is_refused() -> None:

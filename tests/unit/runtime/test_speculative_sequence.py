@@ -16,6 +16,7 @@ from tests.support.drafting import (
     HashExecutor,
     ListKV,
     PatternDraft,
+    TreePatternDraft,
     drafted,
     generation,
     plain,
@@ -58,6 +59,43 @@ def test_any_pattern_of_acceptance_gives_plain_pieces_and_the_plain_cache(
     assert pieces_of(state) == pieces_of(reference)
     assert state.session.kv.rows == reference.session.kv.rows
     assert state.session.token_ids == reference.session.token_ids
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ranks=st.lists(st.integers(0, 3), min_size=1, max_size=9),
+    most_tree=st.integers(2, 40),
+    most=st.integers(1, 9),
+    sampling=st.sampled_from(SAMPLINGS),
+    max_tokens=st.integers(1, 40),
+)
+def test_any_way_through_trees_gives_plain_pieces_and_rows_that_plain_decoding_leaves(
+    ranks, most_tree, most, sampling, max_tokens
+):
+    executor = HashExecutor()
+    reference = plain(executor, generation(PROMPT, sampling, max_tokens=max_tokens))
+    draft = TreePatternDraft(reference.session.token_ids, ranks, most_tree)
+    by = policy(most=most, most_tree=most_tree)
+    state = drafted(executor, generation(PROMPT, sampling, max_tokens=max_tokens), draft, by=by)
+    assert pieces_of(state) == pieces_of(reference)
+    kept = state.session.kv.length
+    assert state.session.kv.rows == reference.session.kv.rows[:kept]
+    assert len(reference.session.kv.rows) - kept <= most
+    assert state.session.token_ids == reference.session.token_ids
+
+
+def test_a_right_choice_of_any_rank_counts_and_is_told():
+    executor = HashExecutor()
+    reference = plain(executor, generation(PROMPT, LONG, max_tokens=40))
+    executor.passes.clear()
+    totals = Totals("pattern")
+    draft = TreePatternDraft(reference.session.token_ids, [0, 1, 2], 30)
+    drafted(executor, generation(PROMPT, LONG, max_tokens=40), draft, by=policy(most_tree=30), totals=totals)
+    assert len(executor.passes) < 20
+    assert totals.trees == draft.trees
+    assert min(totals.tree_right[rank] for rank in range(3)) >= 3
+    assert any("no first choice" in line for line in totals.lines())
+    assert totals.as_dict()["tree_right_by_rank"] == [totals.tree_right[rank] for rank in range(3)]
 
 
 def answer_with(token_id, sampling=GREEDY):

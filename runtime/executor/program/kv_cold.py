@@ -1,0 +1,252 @@
+"""Reads of KV chunks that lie on flash alone, for one pass at a time: layer after layer, ahead of what is computed.
+
+Chunks go to a ring of slots, in the order in which layers need them; what a pass leaves free is filled with what the
+next will need first, if it is like this one. A counter tells the pass's program how many are
+there, another tells the thread that asks for reads how many layers are over, whose slots are free again: between the
+program and the reads there is no Python but theirs. Knows nothing about which chunks should be on flash.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_kernels.kv_layout import PIECE_TOKENS
+from cpu_kernels.program import Kind, Parameter, Row
+from cpu_kernels.waiting import Counter
+from offload.closing import Closing
+from offload.errors import FlashError, SequenceError, StrataError
+from offload.kv_chunks import Chunk, staging_slots
+from offload.kv_spill import Slot
+from offload.memory import HUGE_PAGE_BYTES, read_buffer, reserved_bytes
+from runtime.executor.program.kv import ProgramKV
+from runtime.executor.program.kv_chosen import ChosenReads
+from runtime.executor.program.kv_tiers import KVTiers, lost
+from runtime.executor.program.lanes import Lane
+from runtime.executor.program.parameters import Name
+
+FAILED = 1  # what the counters fail with
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A chunk that a pass reads: the tables it belongs to, and where in them."""
+
+    chunk: Chunk
+    places: list[tuple[ProgramKV, int]] = field(default_factory=list)  # sequence, piece
+
+
+@dataclass(slots=True)
+class _Pass:
+    """The reads of a pass, in order; `ends`: how many there are up to the end of each layer."""
+
+    reads: list[_Wanted]
+    ends: list[int]
+    ring: list[NDArray[np.uint8]]  # a read's slot is that of its number, round and round
+    asked: list[tuple[Chunk, Slot]] = field(default_factory=list)
+    landed: set[int] = field(default_factory=set)
+    next: int = 0  # the first that has not landed
+    told: int = 0  # what the program knows of
+    open: int = 0  # asked for and not answered
+    failure: tuple[_Wanted, StrataError] | None = None
+
+
+class ColdReads(Closing):
+    """For passes over chunks of `tiers` by a model whose layers see so many tokens each, None for all."""
+
+    def __init__(self, tiers: KVTiers, windows: Sequence[int | None]) -> None:
+        self._tiers, self._store = tiers, tiers.store
+        self._windows = tuple(windows)
+        self.chosen = ChosenReads(tiers.store, windows)
+        self._arrived, self._freed = Counter(), Counter()
+        self._ring: list[NDArray[np.uint8]] = []
+        self._changed = threading.Condition()
+        self._feeder: ThreadPoolExecutor | None = None
+        self._feeding: Future[None] | None = None
+        self._pass: _Pass | None = None
+        self._ahead: _Pass | None = None  # what the next pass will probably read first
+
+    def begin(self, lanes: Sequence[Lane]) -> list[int] | None:
+        """Reads what a pass over these lanes needs, whose tables then tell where it will be.
+
+        Of every layer how much must have arrived before its attention (see `await_row`); None where nothing is read.
+        """
+        self._pass = None
+        if not self._store.cold_bytes:
+            self._forget_ahead()
+            self._ring = []
+            return None
+        every = range(len(self._windows))
+        chosen = [self.chosen.takes(layer, lanes) for layer in every]
+        layers = [[] if chosen[layer] else self._wanted(layer, lanes) for layer in every]
+        most = max(len(wanted) for wanted in layers)
+        if not self.chosen.begin(lanes, [layer for layer in every if chosen[layer]]) and not most:
+            return None
+        reads = [wanted for of_layer in layers for wanted in of_layer]
+        ends = [int(end) for end in np.cumsum([len(of_layer) for of_layer in layers])]
+        slots = staging_slots(1 if any(chosen) else len(layers), most)  # what is chosen needs the others
+        its = self._begun(reads, ends, max(slots, 1))
+        for layer, (end, of_layer) in enumerate(zip(ends, layers, strict=True)):
+            for number, wanted in enumerate(of_layer, end - len(of_layer)):
+                for kv, piece in wanted.places:
+                    kv.point(layer, piece, its.ring[number % len(its.ring)].ctypes.data)
+        self._arrived.reset()
+        self._freed.reset()
+        with self._changed:
+            self._pass, self._ahead = its, None
+            self._tell(its)
+        self._feeder = self._feeder or ThreadPoolExecutor(1, "strata-kv-feed")
+        self._feeding = self._feeder.submit(self._feed, its)
+        return ends
+
+    def await_row(self, layer: int) -> Row:
+        """The row before a layer's attention: it is done when the layer's chunks are there."""
+        target = Parameter(Name.ARRIVED.of(layer))
+        return Row("await_kv", 0, 1, (self._arrived.address, target), kind=Kind.WAIT, keep=(self._arrived,))
+
+    def over_row(self) -> Row:
+        """The row behind a layer's attention: its slots are free."""
+        return self._freed.signal_row(name="kv_over")
+
+    def end(self) -> None:
+        """The pass is over, whether it failed or not: nothing is read any more but what the next may need first."""
+        its = self._pass
+        if self._feeding is None or its is None:
+            return
+        if self._freed.value < len(its.ends):
+            self._freed.fail(FAILED)
+        self._feeding.result()
+        self._feeding = None
+        self._wait_for(its)
+        if its.failure is not None:
+            self._forget_ahead()
+            self._ring = []  # a read that hung may write to it
+
+    def failure(self) -> SequenceError | None:
+        """Why the last pass could not go on, if that was a read; asked for once."""
+        with self._changed:
+            failed = None if self._pass is None else self._pass.failure
+        if failed is None:
+            return None
+        wanted, error = failed
+        cause = error if isinstance(error, FlashError) else FlashError(str(error))
+        return lost(*wanted.places[0], cause)
+
+    def close(self) -> None:
+        """Ends the thread that asks for reads; may be called twice."""
+        if self._feeder is not None:
+            self._feeder.shutdown()
+
+    def _wanted(self, layer: int, lanes: Sequence[Lane]) -> list[_Wanted]:
+        """What a layer's attention sees of chunks on flash, each once."""
+        window = self._windows[layer]
+        found: dict[int, _Wanted] = {}
+        for kv, start in {lane.kv: min(its.start for its in lanes if its.kv is lane.kv) for lane in lanes}.items():
+            first = 0 if window is None else max(start - window + 1, 0) // PIECE_TOKENS
+            for piece, chunk in enumerate(kv.chunks(layer)[first:], first):
+                if chunk.memory is None:
+                    found.setdefault(id(chunk), _Wanted(chunk)).places.append((kv, piece))
+        return list(found.values())
+
+    def _begun(self, reads: list[_Wanted], ends: list[int], slots: int) -> _Pass:
+        """A pass with these reads: the one that was begun ahead, if it is the same as far as it went."""
+        its = self._ahead
+        if its is not None and its.failure is None and len(its.ring) == slots and len(its.asked) <= len(reads):
+            pairs = zip(its.asked, reads, strict=False)
+            if all(chunk is wanted.chunk and slot is chunk.slot for (chunk, slot), wanted in pairs):
+                its.reads, its.ends = reads, ends
+                return its
+        self._forget_ahead()
+        return _Pass(reads, ends, self._slots(slots))
+
+    def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            self._wait_for(self._ahead)
+            if self._ahead.failure is not None:
+                self._ring = []
+            self._ahead = None
+
+    def _wait_for(self, its: _Pass) -> None:
+        """Until all of its reads are answered."""
+        with self._changed:
+            self._changed.wait_for(lambda: not its.open)
+
+    def _slots(self, count: int) -> list[NDArray[np.uint8]]:
+        """A ring of so many slots; what it has more stays, within what the limit of RAM has for it."""
+        if not count <= len(self._ring) <= max(count, staging_slots(len(self._windows), self._tiers.cold_pieces)):
+            assert self._store.spill is not None, "chunks are on flash"
+            slot_bytes = self._store.spill.slot_bytes
+            self._ring = []
+            size = count * slot_bytes
+            memory = read_buffer(size) if size >= HUGE_PAGE_BYTES else reserved_bytes(size, huge_pages=False)
+            self._ring = list(memory[:size].reshape(count, slot_bytes))
+        return self._ring[:count]
+
+    def _feed(self, its: _Pass) -> None:
+        """Asks for a pass's reads, each when its slot is free; then for the next one's first, if it will be alike."""
+        total, slots = len(its.reads), len(its.ring)
+        shift = total % slots
+        ahead = _Pass(its.reads, its.ends, its.ring[shift:] + its.ring[:shift])
+        self._ahead = ahead
+        for over, before in enumerate([0, *its.ends]):
+            room = before + slots
+            self._send(its, min(room, total))
+            self._send(ahead, min(room - total, total))
+            if over < len(its.ends):
+                try:
+                    self._freed.wait(over + 1)
+                except ValueError:  # the pass is over
+                    return
+
+    def _send(self, its: _Pass, count: int) -> None:
+        """Asks for the first `count` reads, as far as that has not been done."""
+        first = len(its.asked)
+        with self._changed:
+            its.open += max(count - first, 0)
+        for number in range(first, count):
+            self._ask(its, number)
+
+    def _ask(self, its: _Pass, number: int) -> None:
+        chunk, spill = its.reads[number].chunk, self._store.spill
+        slot = chunk.slot
+        assert slot is not None, "what is not in RAM is on flash"
+        assert spill is not None, "chunks are on flash"
+        its.asked.append((chunk, slot))
+
+        def done() -> None:
+            with self._changed:
+                its.landed.add(number)
+                while its.next in its.landed:
+                    its.next += 1
+                self._tell(its)
+                self._answered(its)
+
+        def failed(error: StrataError) -> None:
+            with self._changed:
+                its.failure = its.failure or (its.reads[number], error)
+                self._tell(its)
+                self._answered(its)
+
+        spill.submit(slot, its.ring[number % len(its.ring)][: slot.num_bytes], done, failed)
+
+    def _tell(self, its: _Pass) -> None:
+        """The program of the pass, if it runs, what has arrived in whole layers; or that something will not."""
+        if its is not self._pass:
+            return
+        if its.failure is not None:
+            self._arrived.fail(FAILED)
+            self._freed.fail(FAILED)
+            return
+        whole = bisect_right(its.ends, its.next)
+        reached = its.ends[whole - 1] if whole else 0
+        if reached > its.told:
+            self._arrived.add(reached - its.told)
+            its.told = reached
+
+    def _answered(self, its: _Pass) -> None:
+        its.open -= 1
+        self._changed.notify_all()

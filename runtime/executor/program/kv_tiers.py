@@ -1,0 +1,128 @@
+"""Which chunks of an executor's sequences lie in RAM and which on flash alone, within a limit for RAM.
+
+A *piece* of a sequence goes to flash in all layers at once, so that what a pass reads is spread evenly over its layers;
+the oldest piece goes first, of the sequence that has the most in RAM. Pieces that will go next are written ahead. Knows
+nothing about how a pass reads what is on flash, but how much memory that takes. Invariant: chunks and that memory
+together stay within the limit.
+"""
+
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cpu_kernels.kv_layout import PIECE_TOKENS
+from offload.closing import Closing
+from offload.errors import FlashError, SequenceError
+from offload.kv_chunks import Chunk, ChunkStore, staging_slots
+
+if TYPE_CHECKING:
+    from runtime.executor.program.kv import ProgramKV
+    from runtime.executor.program.sequence_layout import SequenceLayout
+
+log = logging.getLogger("strata.kv")
+
+AHEAD_PIECES = 2  # that are written to flash before there is need
+
+
+class KVTiers(Closing):
+    """Chunks of sequences in `store`; those in RAM take at most `most_bytes`, None for no limit."""
+
+    def __init__(self, store: ChunkStore | None = None, most_bytes: int | None = None) -> None:
+        self.store = store or ChunkStore()
+        self.most_bytes = most_bytes
+        self._sequences: weakref.WeakSet[ProgramKV] = weakref.WeakSet()
+        self._told = False
+
+    @property
+    def spills(self) -> bool:
+        """Whether chunks may lie on flash."""
+        return self.most_bytes is not None and self.store.spill is not None
+
+    def add(self, kv: "ProgramKV") -> None:
+        """A sequence whose chunks are in the store."""
+        if self.most_bytes is not None:
+            self._sequences.add(kv)
+
+    @property
+    def cold_pieces(self) -> int:
+        """Pieces that lie on flash alone, of all sequences."""
+        return sum(_cold(kv) for kv in self._sequences)
+
+    def make_room(self, kv: "ProgramKV", num_bytes: int) -> None:
+        """Moves pieces to flash until RAM has room for so many bytes of `kv`; SequenceError where it has not."""
+        if self.most_bytes is None:
+            return
+        layout = kv.layout
+        while self.store.ram_bytes + num_bytes + staging_bytes(layout, self.cold_pieces) > self.most_bytes:
+            victim = next(self._next_to_go(), None)
+            try:
+                if victim is None:
+                    raise FlashError("nothing is left that could go there")
+                self._tell(*victim)
+                victim[0].evict(victim[1])
+            except FlashError as error:
+                raise SequenceError(
+                    f"{num_bytes} bytes of keys and values have no room in the {self.most_bytes} bytes of RAM that "
+                    f"they may take, and not on flash: {error}",
+                    kv=kv,
+                    kept_tokens=kv.length,
+                    hint="raise --kv-ram, or run with a shorter context or a smaller KV type",
+                ) from error
+
+    def write_ahead(self) -> None:
+        """Has those pieces written that will go to flash next, once RAM is nearly full."""
+        if not self.spills or not self.store.can_save:
+            return
+        assert self.most_bytes is not None, "asked by `spills`"
+        for number, (kv, piece) in enumerate(self._next_to_go()):
+            taken = self.store.ram_bytes + staging_bytes(kv.layout, self.cold_pieces)
+            if number == AHEAD_PIECES or taken + 2 * AHEAD_PIECES * kv.layout.piece_bytes < self.most_bytes:
+                return
+            kv.save(piece)
+
+    def writable(self, kv: "ProgramKV", piece: int, chunk: Chunk) -> Chunk:
+        """See `ChunkStore`; SequenceError where it cannot be read."""
+        try:
+            return self.store.writable(chunk)
+        except FlashError as error:
+            raise lost(kv, piece, error) from error
+
+    def close(self) -> None:
+        """Gives back what is on flash."""
+        self.store.close()
+
+    def _next_to_go(self) -> Iterator[tuple["ProgramKV", int]]:
+        """Settled pieces in RAM in the order in which they go."""
+        left = {kv: kv.settled_pieces - _cold(kv) for kv in self._sequences}
+        while left and (most := max(left.values())) > 0:
+            kv = next(kv for kv, count in left.items() if count == most)
+            yield kv, kv.settled_pieces - left[kv]
+            left[kv] -= 1
+
+    def _tell(self, kv: "ProgramKV", piece: int) -> None:
+        tell = log.debug if self._told else log.info
+        self._told = True
+        tell("KV: RAM is full; tokens %d to %d go to flash", piece * PIECE_TOKENS, (piece + 1) * PIECE_TOKENS - 1)
+
+
+def lost(kv: "ProgramKV", piece: int, error: FlashError) -> SequenceError:
+    """What lay on flash of a piece cannot be read."""
+    tokens = min(kv.length, piece * PIECE_TOKENS)
+    return SequenceError(
+        f"keys and values from token {tokens} on were lost: {error}", kv=kv, kept_tokens=tokens, hint=error.hint
+    )
+
+
+def staging_bytes(layout: "SequenceLayout", cold_pieces: int) -> int:
+    """Bytes of the memory that chunks on flash are read to."""
+    return staging_slots(len(layout.layers), cold_pieces) * max(kept.chunk_bytes for kept in layout.layers)
+
+
+def _cold(kv: "ProgramKV") -> int:
+    """Pieces that lie on flash alone, the first ones."""
+    chunks = kv.chunks(0)
+    count = 0
+    while count < len(chunks) and chunks[count].memory is None:
+        count += 1
+    return count

@@ -1,0 +1,158 @@
+"""Measures decode behind a long context of which a part lies on flash, beside its bounds and the plan's prediction.
+
+    python scripts/bench_spilled_kv.py MODEL.gguf [--depth N] [--context N] [--kv-ram SIZE | --budget SIZE]
+        [--limit-mib M] [--tokens N] [--threads T] [--no-bounds] [--json]
+
+The cache is filled with random numbers. The bounds are the drive's, which reads what a step reads and does nothing
+else, and the processor's, with all keys and values in RAM (unless --no-bounds); logits must be the same bits in both.
+With --limit-mib it runs in a memory control group of its own (version 1; needs root), whose peak is told.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.kv_chunks import Chunk
+from offload.kv_spill import SpillFile
+from offload.memory import read_buffer
+from planner.budget import MIB, measure_budget, parse_budget, parse_size
+from planner.solve import for_prompt
+from runtime.engine import Engine
+from runtime.executor.base import Step
+from runtime.executor.program import ProgramExecutor, ProgramKV
+from scripts.bench_sessions import fill
+from scripts.bench_streamed import control_group
+
+WARM_UP = 2
+RING_SLOTS = 32
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--depth", type=int, default=16384)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--kv-ram")
+    parser.add_argument("--budget")
+    parser.add_argument("--limit-mib", type=int)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-bounds", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    options = parser.parse_args()
+    if options.limit_mib is not None:
+        raise SystemExit(_limited(options.limit_mib))
+    result = measured(options)
+    print(json.dumps(result) if options.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, by name; times in milliseconds."""
+    context = options.context or options.depth + 512
+    common = {"context_tokens": context, "threads": options.threads, "gpu": "off"}
+    types = {"cache_type_k": "f16", "cache_type_v": "f16"}
+    budget = None if options.budget is None else parse_budget(f"ram={options.budget}", measure_budget())
+    ram = None if options.kv_ram is None else parse_size(options.kv_ram)
+    with Engine(options.model, **common, **types, budget=budget, kv_ram_bytes=ram) as engine:
+        executor = engine.executor
+        assert isinstance(executor, ProgramExecutor), "the loop that spills"
+        spill = executor.kv_tiers.store.spill
+        kv = executor.new_kv(context)
+        fill(kv, options.depth)
+        before = 0 if spill is None else spill.read_bytes
+        times, logits = decoded(executor, kv, options.tokens)
+        read = 0 if spill is None else (spill.read_bytes - before) / options.tokens
+        predicted = for_prompt(engine.plan, engine._gguf, options.depth).predicted
+        result: dict[str, Any] = {
+            "depth": options.depth,
+            "cold_pieces": executor.kv_tiers.cold_pieces,
+            "decode_ms": _quantiles(times),
+            "read_mib": round(read / MIB, 1),
+            "predicted_ms": round(1e3 / predicted.decode_tokens_per_s, 1),
+            "notes": list(engine.plan.notes),
+        }
+        if spill is not None and not options.no_bounds:
+            result["drive_ms"] = round(1e3 * drive_seconds(spill, kv), 1)
+    if options.no_bounds:
+        return result
+    with Engine(options.model, **common, **types) as engine:
+        assert isinstance(engine.executor, ProgramExecutor), "as the other"
+        kv = engine.executor.new_kv(context)
+        fill(kv, options.depth)
+        times, plain = decoded(engine.executor, kv, options.tokens)
+    bound = max(1e3 * statistics.median(times), result.get("drive_ms", 0.0))
+    middle = result["decode_ms"][1]
+    return result | {
+        "all_in_ram_ms": _quantiles(times),
+        "share_of_bound": round(bound / middle, 3),
+        "predicted_over_measured": round(result["predicted_ms"] / middle, 3),
+        "same_bits": bool(np.array_equal(logits, plain)),
+    }
+
+
+def _quantiles(times: list[float]) -> list[float]:
+    """p20, p50, p80 in milliseconds."""
+    return [round(1e3 * float(value), 1) for value in np.quantile(times, (0.2, 0.5, 0.8))]
+
+
+def decoded(executor: ProgramExecutor, kv: ProgramKV, tokens: int) -> tuple[list[float], NDArray[np.float32]]:
+    """Seconds of each token, and the last one's logits."""
+    times = []
+    for index in range(tokens):
+        started = time.perf_counter()
+        logits = executor.forward([Step([7 + index], kv)])[0]
+        times.append(time.perf_counter() - started)
+    return times[WARM_UP:], logits
+
+
+def drive_seconds(spill: SpillFile, kv: ProgramKV) -> float:
+    """The median of five times that reading what a step reads takes alone."""
+    chunks = [chunk for layer in range(len(kv.layout.layers)) for chunk in kv.chunks(layer) if chunk.memory is None]
+    ring = read_buffer(RING_SLOTS * spill.slot_bytes)[: RING_SLOTS * spill.slot_bytes].reshape(RING_SLOTS, -1)
+    return statistics.median(_read_all(spill, chunks, ring) for _ in range(5))
+
+
+def _read_all(spill: SpillFile, chunks: list[Chunk], ring: NDArray[np.uint8]) -> float:
+    left = threading.Semaphore(0)
+    started = time.perf_counter()
+    for number, chunk in enumerate(chunks):
+        assert chunk.slot is not None, "it is on flash"
+        place = ring[number % RING_SLOTS][: chunk.num_bytes]
+        spill.submit(chunk.slot, place, left.release, lambda _: left.release())
+    for _ in chunks:
+        left.acquire()
+    return time.perf_counter() - started
+
+
+def _limited(limit_mib: int) -> int:
+    """Runs the same command in a control group; its exit code."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--limit-mib")]
+    at = sys.argv.index("--limit-mib") if "--limit-mib" in sys.argv else -1
+    if at > 0:
+        words.remove(sys.argv[at + 1])
+    with control_group(limit_mib) as group:
+
+        def enter() -> None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.bench_spilled_kv", *words], check=False, preexec_fn=enter, timeout=900
+        )
+        peak = int((group / "memory.max_usage_in_bytes").read_text()) / MIB
+    print(f"exit code {done.returncode}, peak {peak:.0f} of {limit_mib} MiB")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    main()
