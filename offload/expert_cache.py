@@ -9,7 +9,7 @@ computes or how its bytes are laid out. Invariants: what is in a slot is whole o
 of a layer are never lacking because of reads ahead of time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cpu_kernels.expert_slots import ExpertSlots
 from offload.cache_counts import CacheCounts
 from offload.closing import Closing
+from offload.errors import FlashError
 from offload.expert_load import Bundles
 from offload.expert_loads import ExpertLoads
 from offload.flash import FlashReader, Priority
@@ -96,10 +97,19 @@ class ExpertCache(Closing):
                 self._loads.looked_up(layer, is_used)
                 self._foresight.settle(layer, is_used)
             if len(missing):
-                slots = self._residents.take(len(missing), layer, 0)
+                slots = self._slots_for(len(missing), layer)
                 self._loads.begin(layer, missing.tolist(), slots, Priority.DEMAND)
             if used >= DENSE_SHARE * self.slots.experts:
                 self._load_ahead(layer)
+
+    def _slots_for(self, count: int, layer: int) -> Sequence[int]:
+        """Slots for what the layer needs now; one whose last part nobody uses may still be arriving."""
+        while True:
+            try:
+                return self._residents.take(count, layer, 0)
+            except FlashError:
+                if not self._loads.wait_for_one():
+                    raise
 
     def foresee(self, layer: int, experts: NDArray[np.int64], current: int) -> None:
         """Begins to read some of the experts that the next layer may use; see `ExpertSlots.foresee_row`.

@@ -23,6 +23,7 @@ from offload.residents import Residents
 
 log = logging.getLogger("strata.experts")
 
+ARRIVAL_S = 10.0  # more than a read takes that is not stuck
 FAILED = 7  # the error code of a part that could not be read
 
 
@@ -38,6 +39,7 @@ class ExpertLoads:
         memory: NDArray[np.uint8],
     ) -> None:
         self.lock = threading.Lock()
+        self._has_arrived = threading.Condition(self.lock)
         self.bytes_read = 0
         self._slots = slots
         self._residents = residents
@@ -87,6 +89,10 @@ class ExpertLoads:
                 self._drop(load)
         # what is still on its way may fail, and who uses it then must say so
         self._slots.tells[layer] = int(any(not load.is_demanded for load in self._loads[layer].values()))
+
+    def wait_for_one(self) -> bool:
+        """Waits until a load has arrived; False if there is none, or it takes too long."""
+        return bool(self._residents.num_arriving) and self._error is None and self._has_arrived.wait(ARRIVAL_S)
 
     def forget(self) -> StrataError | None:
         """When nothing is being read any more: what failed can be asked for again. Returns why, if a step waited."""
@@ -156,6 +162,7 @@ class ExpertLoads:
                 del self._loads[load.layer][load.expert]
                 load.reads.clear()  # which know the load: a cycle that nobody need look for
                 self._residents.arrived(load.layer, load.expert)
+                self._has_arrived.notify_all()
                 if load.is_demanded:
                     self._waits_for(-1)
 

@@ -8,15 +8,13 @@ from dataclasses import replace
 
 from cpu_kernels.quant_types import quant_type
 from offload.tiers import Device
-from planner.budget import MIB, Budget
+from planner.budget import GPU_PROCESS_RAM_BYTES, MIB, PACKED_PROCESS_BYTES, Budget
 from planner.model_shape import PREFILL_TOKENS, ModelShape, Unit
 from planner.plan import MemoryNeeds, Needs, WeightsForm
 
 # Python, numpy, torch and what the command imports: 222 MiB resident on Linux before a model is loaded (torch 2.13).
 PROCESS_BYTES = 250 * MIB
-# With a CUDA context; not measured by us, taken with room.
-GPU_PROCESS_RAM_BYTES = 3 << 30
-GPU_PROCESS_BYTES = 768 * MIB
+GPU_PROCESS_BYTES = 768 * MIB  # of the GPU's memory, with a CUDA context; not measured by us, taken with room
 # By scripts/measure_vocabulary.py and twelve vocabularies of llama.cpp's: 165 to 382 bytes a token and up to 195 a
 # merge once it is built, up to 5 MiB for the patterns of words; up to 205 a merge more while it is built.
 VOCABULARY_BYTES = 4 * MIB
@@ -28,9 +26,7 @@ ATTENTION_SCORES = 1 << 24  # that the executor holds at a time, in three copies
 MASK_BYTES = 20  # of each pair of a query and a key: two distances in 64 bits, and what is hidden
 FLOAT32_BYTES = 4
 HALF_BYTES = 2
-# The same for weights packed for the CPU's kernels, without torch: at most 240 MiB resident with the demo model (15).
-PACKED_PROCESS_BYTES = 205 * MIB
-PACKED_BUFFERS_BYTES = 40 * MIB
+PACKED_BUFFERS_BYTES = 40 * MIB  # beside `PACKED_PROCESS_BYTES`
 PROGRAM_CHUNK_TOKENS = PREFILL_TOKENS
 PROGRAM_LOGITS_TOKENS = 16
 # Bits a weight of types whose panels are larger than the file's blocks; others take the file's bytes.

@@ -7,11 +7,12 @@ from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.tiers import Device
 from planner.hybrid_check import check_split, split_bytes, split_needs
+from planner.kv_spill import least_kv_ram_bytes
 from planner.memory import memory_needs
 from planner.model_shape import ModelShape
 from planner.plan import Plan
 from planner.streamed import streamed_needs
-from planner.ways import EXECUTED, HYBRID, held_units, tier_of
+from planner.ways import EXECUTED, HYBRID, held_units, spilled_needs, tier_of
 
 
 def check_runnable(plan: Plan, gguf: GGUFFile) -> Plan:
@@ -72,7 +73,7 @@ def _check_units(plan: Plan, shape: ModelShape) -> None:
     if settings.loop == HYBRID:
         right = split_bytes(plan, shape)
     else:
-        units = held_units(shape, settings.weights_form, settings.context_tokens)
+        units = held_units(shape, settings.weights_form, settings.context_tokens, settings.kv_ram_bytes)
         right = {name: num_bytes for name, _, num_bytes in units}
     for index, placement in enumerate(plan.placements):
         where = f"placements[{index}]"
@@ -100,6 +101,15 @@ def _check_needs(plan: Plan, shape: ModelShape) -> None:
         right = split_needs(plan, shape)
     elif settings.stream_slots:
         right = streamed_needs(shape, plan.budget, **tokens, slots=settings.stream_slots)
+    elif settings.kv_ram_bytes is not None:
+        least = least_kv_ram_bytes(shape, settings.context_tokens)
+        if settings.kv_ram_bytes < least:
+            raise PlanError(
+                f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; {settings.context_tokens} tokens of context need "
+                f"at least {least}"
+            )
+        kept = {**tokens, "kv_ram_bytes": settings.kv_ram_bytes}
+        right = spilled_needs(shape, plan.budget, settings.weights_form, **kept)
     else:
         device = Device.CPU if settings.device == "cpu" else Device.GPU
         right = memory_needs(shape, plan.budget, device, settings.weights_form, **tokens)

@@ -136,14 +136,22 @@ def _fit_spilled(
 ) -> Fit | None:
     """As much of the keys and values in RAM as there is room for, and no more than `most_kv_bytes`."""
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
-    needs = memory_needs(shape, budget, way.device, way.form, context_tokens=context_tokens, chunk_tokens=chunk)
-    held = shape.kv_bytes_per_token * context_tokens
-    room = budget.ram_bytes - (needs.ram.needed_bytes - held)
+    tokens = {"context_tokens": context_tokens, "chunk_tokens": chunk}
+    room = budget.ram_bytes - spilled_needs(shape, budget, way.form, **tokens, kv_ram_bytes=0).ram.needed_bytes
     kv_bytes = min(room, all_kv_bytes(shape, context_tokens), sys.maxsize if most_kv_bytes is None else most_kv_bytes)
     if kv_bytes < least_kv_ram_bytes(shape, context_tokens):
         return None
-    ram = replace(needs.ram, kv_bytes=needs.ram.kv_bytes - held + kv_bytes)
-    return Fit(way, context_tokens, chunk, replace(needs, ram=ram), kv_ram_bytes=kv_bytes)
+    needs = spilled_needs(shape, budget, way.form, **tokens, kv_ram_bytes=kv_bytes)
+    return Fit(way, context_tokens, chunk, needs, kv_ram_bytes=kv_bytes)
+
+
+def spilled_needs(
+    shape: ModelShape, budget: Budget, form: WeightsForm, *, context_tokens: int, chunk_tokens: int, kv_ram_bytes: int
+) -> Needs:
+    """As `memory_needs` on the CPU, with so much RAM for keys and values, the rest of which lies on flash."""
+    needs = memory_needs(shape, budget, Device.CPU, form, context_tokens=context_tokens, chunk_tokens=chunk_tokens)
+    spilled = shape.kv_bytes_per_token * context_tokens - kv_ram_bytes
+    return replace(needs, ram=replace(needs.ram, kv_bytes=needs.ram.kv_bytes - spilled))
 
 
 def _fit_streamed(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
@@ -173,23 +181,26 @@ def longest_context(shape: ModelShape, budget: Budget, way: Way, below: int) -> 
     return best
 
 
-def held_units(shape: ModelShape, form: WeightsForm, context_tokens: int) -> Iterator[tuple[str, UnitKind, int]]:
-    """(name, kind, bytes in `form`) of every unit and each layer's KV cache, in the order a token meets them."""
+def held_units(
+    shape: ModelShape, form: WeightsForm, context_tokens: int, kv_ram_bytes: int | None = None
+) -> Iterator[tuple[str, UnitKind, int]]:
+    """(name, kind, bytes in `form`) of every unit and each layer's KV cache, in the order a token meets them.
+
+    With `kv_ram_bytes` for the keys and values of all layers, those in RAM alone.
+    """
     for unit in shape.units:
         yield unit.name, unit.kind, FLOAT32_BYTES * unit.num_weights if form is WeightsForm.FLOAT32 else unit.num_bytes
         if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-            yield f"blk.{unit.layer}.kv", UnitKind.KV, shape.kv_bytes_per_layer[unit.layer] * context_tokens
+            whole = shape.kv_bytes_per_layer[unit.layer] * context_tokens
+            num_bytes = whole if kv_ram_bytes is None else kv_ram_bytes // shape.block_count
+            yield f"blk.{unit.layer}.kv", UnitKind.KV, num_bytes
 
 
 def placements(shape: ModelShape, fit: Fit) -> tuple[Placement, ...]:
     """Every unit, and the KV cache of every layer, where `fit` holds and computes them."""
     return fit.placements or tuple(
-        Placement(
-            *(name, kind, layer_of(name)),
-            num_bytes if kind is not UnitKind.KV or fit.kv_ram_bytes is None else fit.kv_ram_bytes // shape.block_count,
-            *(tier_of(shape, fit.way, name), fit.way.device),
-        )
-        for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens)
+        Placement(name, kind, layer_of(name), num_bytes, tier_of(shape, fit.way, name), fit.way.device)
+        for name, kind, num_bytes in held_units(shape, fit.way.form, fit.context_tokens, fit.kv_ram_bytes)
     )
 
 

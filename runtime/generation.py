@@ -27,6 +27,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Prompt = str | Sequence[int]
 """Text, or token ids that are taken as they are."""
 
+MOST_LOSSES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -110,7 +112,7 @@ class Generation:
         self.sampler = Sampler(sampling, tokenizer.vocab_size, prompt_ids)
         self.finish_reason: FinishReason | None = None
         self.error: SequenceError | None = None  # that ended it
-        self._lost_from = session.kv.capacity_tokens  # the first token whose row was lost so far
+        self._losses = 0  # of rows, since the last token
         self.pieces: list[Piece] = []
         self._tokenizer = tokenizer
         self.session = session
@@ -155,6 +157,7 @@ class Generation:
         sampled = self.sampler.sample(logits, len(self.session.token_ids))
         self.sampler.accept(sampled.token_id)
         self.session.token_ids.append(sampled.token_id)
+        self._losses = 0
         now = time.perf_counter()
         self.timing.generated_tokens += 1
         self.timing.last_token_s = now
@@ -166,12 +169,12 @@ class Generation:
         return piece
 
     def lose_rows(self, error: SequenceError) -> None:
-        """Rows of its cache were lost and are computed again; where they were before, or none is, the answer ends."""
+        """Rows of its cache were lost and are computed again; `MOST_LOSSES` without a token between end the answer."""
         kv = self.session.kv
-        if error.kept_tokens >= min(kv.length, self._lost_from):
+        self._losses += 1
+        if error.kept_tokens >= kv.length or self._losses > MOST_LOSSES:
             self.error = error
             return
-        self._lost_from = error.kept_tokens
         log.warning("%s; they are computed again", error)
         kv.truncate(error.kept_tokens)
 

@@ -239,6 +239,15 @@ def test_a_step_that_needs_more_than_there_are_slots_is_refused(source: ByteSour
         walk.use(0, [0, 1, 2])
 
 
+def test_a_slot_whose_last_part_nobody_waits_for_is_waited_for(source: ByteSource) -> None:
+    walk = Walk(source, 1, PolicyName.LRU, pause_s=0.05)
+    with walk.cache:
+        walk.cache.fetch(0, np.array([3]), 1)
+        assert walk.has_come(0, 3, 0)
+        assert walk.use(1, [2])
+        walk.check()
+
+
 def test_bytes_are_counted(source: ByteSource) -> None:
     walk = Walk(source, LAYERS * EXPERTS, PolicyName.LRU)
     with walk.cache:
