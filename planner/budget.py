@@ -31,7 +31,7 @@ RAM_MARGIN_MAX_BYTES = 2 * GIB
 GPU_MARGIN_BYTES = 256 * MIB
 GPU_MARGIN_PART = 16  # of a GPU's memory, where that is less
 # What plans count for Python and what the command imports: with weights packed for the CPU's kernels, without torch, at
-# most 240 MiB resident with the demo model (15). A process that had imported torch held 359 MiB before one was loaded.
+# most 240 MiB resident, buffers and the demo model (15) included. With torch 359 MiB, before a model is loaded.
 PACKED_PROCESS_BYTES = 205 * MIB
 # With a CUDA context; not measured by us, taken with room.
 GPU_PROCESS_RAM_BYTES = 3 << 30

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from offload.errors import DoesNotFitError, StrataError
 from planner import unit_cost
-from planner.budget import Budget, format_size
+from planner.budget import GPU_PROCESS_RAM_BYTES, PACKED_PROCESS_BYTES, Budget, format_size
 from planner.drafts import EXPECTED_ACCEPTANCE, best_turn, learned_acceptance, pass_ratios
 from planner.executed import plan_executed
 from planner.gpu_choice import is_simulated
 from planner.hybrid_memory import TORCH_BYTES
 from planner.machine_here import cpu_here
-from planner.memory import GPU_PROCESS_BYTES, GPU_PROCESS_RAM_BYTES, PACKED_PROCESS_BYTES
+from planner.memory import GPU_PROCESS_BYTES
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Plan, PlannedModel
 from planner.planned_draft import DraftKind, PlannedDraft

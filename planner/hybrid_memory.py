@@ -7,16 +7,14 @@ a figure varies, what is reserved lies above it.
 from dataclasses import replace
 
 from offload.tiers import Device
-from planner.budget import MIB, Budget
+from planner.budget import GPU_PROCESS_RAM_BYTES, MIB, PACKED_PROCESS_BYTES, Budget
 from planner.gpu_choice import is_simulated
 from planner.hybrid_parts import FLOAT32_BYTES, gpu_bytes, parts
 from planner.hybrid_split import Split
 from planner.memory import (
     GPU_PROCESS_BYTES,
-    GPU_PROCESS_RAM_BYTES,
     HALF_BYTES,
     PACKED_BUFFERS_BYTES,
-    PACKED_PROCESS_BYTES,
     PROGRAM_LOGITS_TOKENS,
     packed_activations_bytes,
     vocabulary_bytes,

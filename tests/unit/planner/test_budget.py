@@ -13,6 +13,7 @@ from offload.errors import RequestError
 from planner.budget import (
     GIB,
     MIB,
+    PACKED_PROCESS_BYTES,
     Budget,
     cgroup_cpu_quota,
     cgroup_free_bytes,
@@ -95,6 +96,16 @@ def test_this_machines_budget() -> None:
     assert 0 < budget.ram_margin_bytes <= budget.ram_bytes <= psutil.virtual_memory().total
     assert (budget.gpu_bytes, budget.gpu_source) == (6 * GIB, "a GPU")
     assert budget.gpu_margin_bytes < budget.gpu_bytes
+
+
+def test_what_a_process_holds_beside_is_not_for_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = {f"{V2}/app/memory.max": f"{2 * GIB}\n", f"{V2}/app/memory.current": f"{GIB}\n"}
+    root = write(tmp_path, {"proc/self/cgroup": "0::/app\n", **group})
+    held = psutil.Process().memory_info()
+    for rss, own in ((100 * MIB, 100 * MIB), (GIB, PACKED_PROCESS_BYTES)):
+        info = held._replace(rss=rss)
+        monkeypatch.setattr(psutil.Process, "memory_info", lambda self, info=info: info)
+        assert measure_budget(root=root).ram_bytes == GIB + own
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

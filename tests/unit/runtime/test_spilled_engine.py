@@ -1,15 +1,18 @@
 """Engines whose keys and values go to flash: the plan says so, answers are the same, a loss is made good or told."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from offload import gguf_source
-from offload.errors import RequestError, SequenceError
+from offload.errors import PlanError, RequestError, SequenceError
 from offload.gguf import GGUFFile
 from planner.kv_spill import all_kv_bytes, cold_bytes, kv_ram_bytes, least_kv_ram_bytes, pieces_in_ram
 from planner.model_shape import ModelShape
+from planner.plan import Plan
+from planner.plan_check import check_runnable
 from runtime.engine import Engine
 from runtime.executor.program import ProgramExecutor
 from runtime.generation import Request
@@ -84,6 +87,21 @@ def test_too_little_ram_is_refused(path: Path, least: int) -> None:
         Engine(path, threads=1, context_tokens=CONTEXT, gpu="off", kv_ram_bytes=least - 1)
     with pytest.raises(RequestError, match="has all keys and values in memory"):
         Engine(path, threads=1, context_tokens=CONTEXT, gpu="off", loop="sequential", kv_ram_bytes=least)
+
+
+def test_its_plan_can_be_carried_out(engine: Engine, path: Path, least: int) -> None:
+    plan = engine.plan
+    with GGUFFile.open(path) as file:
+        assert check_runnable(Plan.from_json(plan.to_json()), file) == plan
+        less = tuple(
+            replace(unit, num_bytes=(least - 1) // 2) if ".kv" in unit.unit else unit for unit in plan.placements
+        )
+        small = replace(plan, placements=less, settings=replace(plan.settings, kv_ram_bytes=least - 1))
+        with pytest.raises(PlanError, match=f"4096 tokens of context need at least {least}"):
+            check_runnable(small, file)
+        needs = replace(plan.needs, ram=replace(plan.needs.ram, kv_bytes=0))
+        with pytest.raises(PlanError, match=r"needs\.ram adds up to"):
+            check_runnable(replace(plan, needs=needs), file)
 
 
 def test_sizes(path: Path) -> None:
