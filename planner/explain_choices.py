@@ -42,9 +42,12 @@ def render_what_if(console: Console, plan: Plan, alternatives: Sequence[Alternat
 
 
 def render_kv_costs(console: Console, costs: Sequence[KVCost]) -> None:
-    """A line for each context: bytes of keys and values in every type, and tokens a second with the context full."""
+    """A line for each context: bytes of keys and values in every type, and tokens a second with the context full.
+
+    What lies on flash in part says so.
+    """
     kinds = list(dict.fromkeys(cost.kind for cost in costs))
-    table = _table("context, full", *(f"KV as {kind}" for kind in kinds))
+    table = _table("KV, full", *kinds)
     for tokens in dict.fromkeys(cost.context_tokens for cost in costs):
         found = {cost.kind: cost for cost in costs if cost.context_tokens == tokens}
         table.add_row(str(tokens), *(_kv_cost(found[kind]) for kind in kinds))
@@ -54,9 +57,9 @@ def render_kv_costs(console: Console, costs: Sequence[KVCost]) -> None:
 def _kv_cost(cost: KVCost) -> str:
     size = format_size(cost.num_bytes)
     if cost.decode_tokens_per_s is None:
-        return f"{size}, does not fit"
-    where = ", part on flash" if cost.on_flash else ""
-    return f"{size}{where}, {figures(cost.decode_tokens_per_s)} tokens/s"
+        return f"{size}, too much"
+    where = " (flash)" if cost.on_flash else ""
+    return f"{size}{where}, {figures(cost.decode_tokens_per_s)}/s"
 
 
 def render_why(console: Console, choices: Sequence[Choice]) -> None:

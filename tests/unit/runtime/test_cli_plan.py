@@ -55,7 +55,7 @@ def test_what_if_why_and_flags(run):
     shown = run("plan", "demo", "--what-if").stdout
     assert "2.0 GiB more RAM" in shown
     assert "as planned" in shown
-    assert "KV as q8_0" in shown
+    assert "KV, full" in shown
     assert run("plan", "demo", "-ctk", "auto", "-ctv", "q4_0").stdout.count("KV f16/q4_0") == 1
     shown = run("plan", "demo", "--why", "blk.1.experts").stdout
     assert "blk.1.experts" in shown
