@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from offload import gguf_source
 from offload.flash_probe import DriveFigures, ReadFigure
 
 if TYPE_CHECKING:
@@ -51,3 +52,9 @@ def demo_engine() -> Iterator["Engine"]:
 
     with Engine(DEMO_MODEL, threads=1) as engine:
         yield engine
+
+
+@pytest.fixture
+def no_read_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that failed are tried again at once."""
+    monkeypatch.setattr(gguf_source, "EIO_PAUSE_S", 0.0)

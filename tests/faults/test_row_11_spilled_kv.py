@@ -21,10 +21,7 @@ from tests.support.spilled import IDS, TOKENS, plain_logits, run, spilling
 
 MORE = 3
 
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_source, "EIO_PAUSE_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_read_pauses")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offload import gguf_source
 from offload.errors import FlashError, SequenceError
 from offload.kv_spill import SpillFile
 from tests.support.models import FAMILIES, write_model
@@ -16,10 +15,7 @@ from tests.support.stores import FailingFiles
 
 MOST_CALLS = 60
 
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_source, "EIO_PAUSE_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_read_pauses")
 
 
 @pytest.fixture(scope="module")

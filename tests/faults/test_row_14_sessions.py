@@ -20,10 +20,7 @@ from tests.support.sessions import FIRST, NAME, answer, first_turn, tokens
 
 FLIPS = 300  # files that are read again; 10,000 in memory: tests/unit/offload/test_kv_session_block.py
 
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_source, "EIO_PAUSE_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_read_pauses")
 
 
 @pytest.fixture(scope="module")

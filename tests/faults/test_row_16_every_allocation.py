@@ -15,7 +15,7 @@ from runtime.architectures import describe
 from runtime.executor import Step
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from tests.support import models, programs
-from tests.support.divergence import kl_divergences
+from tests.support.divergence import MAX_KL_OF_FLOATS, kl_divergences
 from tests.support.failing_device import FailingDevice
 from tests.support.hybrid import BRINGING, FAST_GPU, all_logits
 
@@ -24,7 +24,6 @@ CHUNK = 40  # of the prompt; the rest comes token by token
 BOTH = frozenset({0, 1})
 SLOTS = HybridPlacement(BOTH, BOTH, output=True, expert_slots=8, seeds=((0, 1), (1, 2), (0, 3)), brought_slots=2)
 OPTIONS = {"chunk_tokens": 64, "context_tokens": 32, "rates": BRINGING}
-MAX_KL_OF_FLOATS = 2e-6
 
 
 @pytest.fixture(scope="module")

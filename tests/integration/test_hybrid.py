@@ -1,6 +1,5 @@
 """The hybrid executor against the program executor: the same tokens, whatever part of a model a GPU computes."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,21 @@ from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.models import DEMO_MODEL
 from runtime.streamed import GGUFBundles, StreamedWeights
 from tests.support import models, programs, running
-from tests.support.divergence import EXACT_TYPES, MAX_KL, kl_divergences
-from tests.support.hybrid import BRINGING, FAST_GPU, all_logits, continued, greedy, hybrid, model_of, placements
+from tests.support.divergence import EXACT_TYPES, MAX_KL, MAX_KL_OF_FLOATS, kl_divergences
+from tests.support.hybrid import (
+    BRINGING,
+    FAST_GPU,
+    IDS,
+    all_logits,
+    continued,
+    expected,
+    greedy,
+    hybrid,
+    model_of,
+    placements,
+)
+from tests.support.models import generated
 
-IDS = models.prompt(length=40)
-TOKENS = 12
-MAX_KL_OF_FLOATS = 2e-6  # sums in another order alone
 NAMES = (
     *("llama", "mixtral", "qwen2", "qwen2moe", "qwen3moe", "olmoe", "bitnet", "gemma3", "phi3"),
     *("llama-biases", "gemma3-pattern", "phi3-long", "qwen3moe-scales", "qwen3-wide-heads"),
@@ -33,18 +41,6 @@ ROUTED = ("mixtral", "qwen2moe")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str, quant_type: str = "F32") -> Path:
-    path = folder / f"{name}-{quant_type}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
-
-
-@cache
-def expected(path: Path) -> tuple[list[int], np.ndarray]:
-    """What the CPU alone chooses, and the logits that it chooses from."""
-    with programs.executor(path) as runner:
-        return greedy(runner, IDS, TOKENS)
 
 
 def check_random_placements(path: Path, count: int, bound: float, *, exact: bool) -> None:

@@ -1,10 +1,8 @@
 """Hybrid runs whose CPU has not all weights in RAM: the same tokens as with all of them there."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,40 +23,27 @@ from runtime.executor.hybrid import HybridPlacement
 from runtime.executor.hybrid.rates import HybridRates
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
-from tests.support import models, programs
-from tests.support.divergence import kl_divergences
+from tests.support import programs
+from tests.support.divergence import MAX_KL_OF_FLOATS, kl_divergences
 from tests.support.failing_reads import FailingReads
 from tests.support.hybrid import (
     BRINGING_FROM_FLASH,
+    IDS,
     all_logits,
     continued,
-    greedy,
+    expected,
     hybrid,
     model_of,
     placements,
 )
+from tests.support.models import generated
 
-IDS = models.prompt(length=40)
-TOKENS = 12
-MAX_KL_OF_FLOATS = 2e-6  # sums in another order alone
 BOTH = frozenset({0, 1})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str, quant_type: str = "F32") -> Path:
-    path = folder / f"{name}-{quant_type}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
-
-
-@cache
-def expected(path: Path) -> tuple[list[int], np.ndarray]:
-    """What the CPU alone chooses, and the logits that it chooses from."""
-    with programs.executor(path) as runner:
-        return greedy(runner, IDS, TOKENS)
 
 
 def placed(**options: object) -> HybridPlacement:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from runtime.executor.base import Executor
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.executor.hybrid.rates import HybridRates
 from runtime.streamed import GGUFBundles, StreamedWeights
+from tests.support import models, programs
 
 FAST_GPU = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
+IDS = models.prompt(length=40)
+TOKENS = 12  # that `expected` chooses
 BRINGING = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9)  # a slow CPU: bringing experts pays
 BRINGING_FROM_FLASH = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e10)
 
@@ -70,6 +74,13 @@ def continued(runner: Executor, ids: Sequence[int], tokens: Sequence[int]) -> ND
     kv = runner.new_kv(len(ids) + len(tokens))
     steps = [ids, *([token] for token in tokens[:-1])]
     return np.stack([runner.forward([Step(step, kv)])[0][-1] for step in steps])
+
+
+@cache
+def expected(path: Path) -> tuple[list[int], np.ndarray]:
+    """What the CPU alone chooses, and the logits that it chooses from."""
+    with programs.executor(path) as runner:
+        return greedy(runner, IDS, TOKENS)
 
 
 @st.composite

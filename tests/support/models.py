@@ -140,6 +140,12 @@ def spec_of(name: str) -> Spec:
     return FAMILIES[name] if name in FAMILIES else VARIANTS[name]
 
 
+def generated(folder: Path, name: str, quant_type: str = "F32") -> Path:
+    """The file of a family or variant in `folder`, written the first time."""
+    path = folder / f"{name}-{quant_type}.gguf"
+    return path if path.exists() else write_model(path, spec_of(name), quant_type)
+
+
 def write_model(path: Path, spec: Spec, quant_type: str = "F32") -> Path:
     """Writes the model and returns its path."""
     writer = gguf.GGUFWriter(path, spec.architecture)

@@ -8,6 +8,8 @@ from cpu_kernels.bandwidth import RatePoint
 from cpu_kernels.isa import current
 from cpu_kernels.quant_types import QUANT_TYPES, quant_type
 from cpu_kernels.tuning import Choice, Family, Tuning
+from gpu_kernels.bandwidth import GpuRates
+from gpu_kernels.capabilities import GpuCapabilities
 from offload.gguf_access import MetadataAccess
 from offload.gguf_tensors import TensorInfo
 from offload.gguf_values import MetadataValue
@@ -15,6 +17,8 @@ from planner.machine import KernelPoint
 from planner.profile import FORMAT_VERSION, Profile
 
 GIB = 1 << 30
+GPU = GpuCapabilities("a GPU", 80 * GIB, 78 * GIB, (9, 0), "cuda:0")
+RATES = GpuRates("a GPU", 2e11, 6e12, 5e-6)
 
 
 class HeaderOnly(MetadataAccess):
@@ -124,4 +128,20 @@ def profile(*, threads: int = 4) -> Profile:
         dequantize_bytes_per_s={kind.name: 1e9 for kind in QUANT_TYPES.values()},
         kernels={kind.name: points for kind in QUANT_TYPES.values()},
         tuning=Tuning(current().name, {kind.name: usual for kind in QUANT_TYPES.values()}),
+    )
+
+
+def olmoe() -> HeaderOnly:
+    """3.6 GiB, nearly all of it experts."""
+    return header(
+        layers=16,
+        width=2048,
+        heads=16,
+        kv_heads=16,
+        ffn=1024,
+        experts=64,
+        used=8,
+        vocab=50304,
+        tied=False,
+        weights="Q4_0",
     )

@@ -8,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpu_kernels.quant_types import QUANT_TYPES
-from gpu_kernels.bandwidth import GpuRates
-from gpu_kernels.capabilities import GpuCapabilities
 from offload.errors import DoesNotFitError, RequestError
 from offload.tiers import Device, Tier
 from planner.budget import GIB, MIB, Budget
@@ -23,27 +21,9 @@ from planner.question import Here, Wish, ask
 from planner.solve import make_plan, solve
 from planner.what_if import best_help, what_if
 from planner.why import why
-from tests.support.planning import HeaderOnly, header, llama_8b, profile
+from tests.support.planning import GPU, RATES, HeaderOnly, header, llama_8b, olmoe, profile
 
 SIMULATED = "sim:vram={vram},bw=192GB/s,link=6GB/s,tflops=6"
-GPU = GpuCapabilities("a GPU", 80 * GIB, 78 * GIB, (9, 0), "cuda:0")
-RATES = GpuRates("a GPU", 2e11, 6e12, 5e-6)
-
-
-def olmoe() -> HeaderOnly:
-    """3.6 GiB, nearly all of it experts."""
-    return header(
-        layers=16,
-        width=2048,
-        heads=16,
-        kv_heads=16,
-        ffn=1024,
-        experts=64,
-        used=8,
-        vocab=50304,
-        tied=False,
-        weights="Q4_0",
-    )
 
 
 def planned(

@@ -6,8 +6,6 @@ from typing import cast
 
 import pytest
 
-from gpu_kernels.bandwidth import GpuRates
-from gpu_kernels.capabilities import GpuCapabilities
 from offload.errors import PlanError
 from offload.expert_schedule import ExpertTimes, schedule_experts
 from offload.flash_probe import DriveFigures, ReadFigure, filesystem_key
@@ -29,27 +27,10 @@ from planner.solve import solve
 from planner.spread import machine_of
 from planner.streamed import all_slots, hit_curve, slot_bytes
 from planner.why import why
-from tests.support.planning import header, profile
+from tests.support.planning import GPU, RATES, olmoe, profile
 
-# 3.6 GiB, nearly all of it experts
-MODEL = cast(
-    GGUFFile,
-    header(
-        layers=16,
-        width=2048,
-        heads=16,
-        kv_heads=16,
-        ffn=1024,
-        experts=64,
-        used=8,
-        vocab=50304,
-        tied=False,
-        weights="Q4_0",
-    ),
-)
+MODEL = cast(GGUFFile, olmoe())
 SHAPE = ModelShape.from_gguf(MODEL)
-GPU = GpuCapabilities("a GPU", 80 * GIB, 78 * GIB, (9, 0), "cuda:0")
-RATES = GpuRates("a GPU", 2e11, 6e12, 5e-6)
 PROCESS = 3 * GIB + 500 * MIB  # of RAM with a real GPU
 
 

@@ -13,6 +13,7 @@ from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
 from runtime.executor.program.lanes import lanes_of
 from tests.support import models, programs
+from tests.support.models import generated
 
 NAMES = ("llama", "qwen3moe", "gemma3")
 IDS = (models.prompt(length=50) * 4)[:170]
@@ -45,11 +46,6 @@ def way_to(parents: list[int], node: int) -> list[int]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name))
 
 
 def plain_row(runner: ProgramExecutor, ids: list[int]) -> np.ndarray:

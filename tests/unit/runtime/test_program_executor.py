@@ -14,6 +14,7 @@ from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program import runner as runner_module
 from tests.support import models, programs
+from tests.support.models import generated
 
 IDS = models.prompt(length=40)
 # what each of these has: chunks and lanes; experts; windows and two kinds of angles; a shared expert, biases
@@ -23,11 +24,6 @@ NAMES = ("llama", "qwen3moe", "gemma3", "qwen2moe")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str, quant_type: str = "Q8_0") -> Path:
-    path = folder / f"{name}-{quant_type}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
 
 
 def in_chunks(runner: ProgramExecutor, ids: list[int], chunks: list[int]) -> np.ndarray:
@@ -57,7 +53,7 @@ def test_prefill_in_chunks_is_prefill_at_once_bit_for_bit(name: str, quant_type:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_verifying_several_tokens_is_taking_them_one_by_one(name: str, folder: Path) -> None:
-    with programs.executor(generated(folder, name)) as runner:
+    with programs.executor(generated(folder, name, "Q8_0")) as runner:
         kv = runner.new_kv(64)
         runner.forward([Step(IDS[:9], kv)])
         one_by_one = [runner.forward([Step([token], kv)])[0][0] for token in IDS[9:25]]
@@ -69,7 +65,7 @@ def test_verifying_several_tokens_is_taking_them_one_by_one(name: str, folder: P
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_number_of_threads_changes_no_bit(name: str, folder: Path) -> None:
-    path = generated(folder, name)
+    path = generated(folder, name, "Q8_0")
     expected = programs.logits_of(path, IDS)
     for threads in (2, 3):
         np.testing.assert_array_equal(programs.logits_of(path, IDS, threads=threads), expected)
@@ -79,7 +75,7 @@ def test_the_number_of_threads_changes_no_bit(name: str, folder: Path) -> None:
 def test_a_sequence_does_not_depend_on_its_batch(name: str, folder: Path) -> None:
     lengths = (5, 1, 17, 1, 40, 2, 3, 1, 9, 8, 30)
     sequences = [models.prompt(seed, length) for seed, length in enumerate(lengths)]
-    with programs.executor(generated(folder, name), threads=2) as runner:
+    with programs.executor(generated(folder, name, "Q8_0"), threads=2) as runner:
         caches = [runner.new_kv(100 if index % 3 else 300) for index in range(len(sequences))]
         together = [runner.forward([Step(ids, kv) for ids, kv in zip(sequences, caches, strict=True)], logits="all")]
         together += [runner.forward([Step([token], kv) for kv in caches]) for token in (7, 8)]
@@ -92,7 +88,7 @@ def test_a_sequence_does_not_depend_on_its_batch(name: str, folder: Path) -> Non
 
 
 def test_prompts_longer_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = generated(folder, "mixtral")
+    path = generated(folder, "mixtral", "Q8_0")
     expected = programs.logits_of(path, IDS)
     monkeypatch.setattr(runner_module, "LOGITS_TOKENS", 4)
     with programs.executor(path, chunk_tokens=13) as runner:
@@ -105,7 +101,7 @@ def test_prompts_longer_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_logits_asked_for(folder: Path) -> None:
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         caches = [runner.new_kv(64) for _ in range(3)]
         every = runner.forward([Step(IDS, caches[0])], logits="all")[0]
         last = runner.forward([Step(IDS, caches[1])])[0]
@@ -120,7 +116,7 @@ def test_logits_asked_for(folder: Path) -> None:
 
 
 def test_logits_stay_as_they_were_given(folder: Path) -> None:
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         kv = runner.new_kv(64)
         first = runner.forward([Step([1], kv)])[0]
         copy = first.copy()
@@ -129,7 +125,7 @@ def test_logits_stay_as_they_were_given(folder: Path) -> None:
 
 
 def test_truncating_a_cache_takes_tokens_back(folder: Path) -> None:
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         kv = runner.new_kv(64)
         runner.forward([Step(IDS[:10], kv)])
         expected = runner.forward([Step([5], kv)])[0]
@@ -150,7 +146,7 @@ def test_truncating_a_cache_takes_tokens_back(folder: Path) -> None:
     ],
 )
 def test_bad_steps_change_nothing(ids: list[int], message: str, folder: Path) -> None:
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         good, bad = runner.new_kv(8), runner.new_kv(8)
         with pytest.raises(RequestError, match=message):
             runner.forward([Step([1, 2], good), Step(ids, bad)])
@@ -162,7 +158,7 @@ def test_bad_steps_change_nothing(ids: list[int], message: str, folder: Path) ->
 
 
 def test_a_failure_in_the_middle_leaves_caches_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with programs.executor(generated(folder, "llama"), threads=2) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0"), threads=2) as runner:
         caches = [runner.new_kv(64), runner.new_kv(64)]
         runner.forward([Step(IDS[:4], kv) for kv in caches])
         expected = runner.forward([Step([5, 6], kv) for kv in caches])
@@ -186,7 +182,7 @@ def test_a_failure_in_the_middle_leaves_caches_as_they_were(folder: Path, monkey
 
 
 def test_numbers_that_become_infinite_before_a_router_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = generated(folder, "qwen3moe")
+    path = generated(folder, "qwen3moe", "Q8_0")
     with programs.executor(path) as runner:
         kv = runner.new_kv(64)
         monkeypatch.setattr(runner._runner._weights, "embeddings", lambda ids: np.float32("inf"))
@@ -205,7 +201,7 @@ def test_heads_that_the_kernels_do_not_know(tmp_path: Path) -> None:
 
 
 def test_closing_twice_and_running_after(folder: Path) -> None:
-    with programs.executor(generated(folder, "llama"), threads=2) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0"), threads=2) as runner:
         kv = runner.new_kv(8)
         runner.forward([Step([1], kv)])
         runner.close()
@@ -216,7 +212,7 @@ def test_closing_twice_and_running_after(folder: Path) -> None:
 
 
 def test_caches_of_many_capacities_need_few_programs(folder: Path) -> None:
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         for capacity in range(1, 200, 7):
             runner.forward([Step([1], runner.new_kv(capacity))])
         assert len(runner._runner._programs) == 3  # of 64, 128 and 256 tokens
@@ -224,7 +220,7 @@ def test_caches_of_many_capacities_need_few_programs(folder: Path) -> None:
 
 def test_programs_that_were_not_used_for_long_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "MAX_PROGRAMS", 2)
-    with programs.executor(generated(folder, "llama")) as runner:
+    with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         first = runner.forward([Step([1], runner.new_kv(1))])[0]
         for capacity in (100, 200, 400):
             np.testing.assert_array_equal(runner.forward([Step([1], runner.new_kv(capacity))])[0], first)

@@ -16,6 +16,7 @@ from runtime.executor import Step, layers
 from runtime.executor.rotary import RotaryTable, magnitude, scaled
 from runtime.executor.sequential import SequentialExecutor
 from tests.support import models, running
+from tests.support.models import generated
 
 IDS = models.prompt(length=24)
 
@@ -23,11 +24,6 @@ IDS = models.prompt(length=24)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str, quant_type: str = "F32") -> Path:
-    path = folder / f"{name}-{quant_type}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
 
 
 def logits_in_chunks(runner: SequentialExecutor, ids: list[int], chunks: list[int]) -> np.ndarray:

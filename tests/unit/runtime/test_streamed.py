@@ -21,6 +21,7 @@ from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor
 from runtime.executor.program import executor as executor_module
 from tests.support import models, programs
+from tests.support.models import generated
 
 NAMES = ("qwen3moe", "qwen2moe", "llama", "gemma3")
 IDS = models.prompt(length=40)
@@ -29,11 +30,6 @@ IDS = models.prompt(length=40)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
-
-
-def generated(folder: Path, name: str, quant_type: str = "Q8_0") -> Path:
-    path = folder / f"{name}-{quant_type}.gguf"
-    return path if path.exists() else models.write_model(path, models.spec_of(name), quant_type)
 
 
 def run(runner: ProgramExecutor) -> np.ndarray:
@@ -79,7 +75,7 @@ def test_logits_do_not_depend_on_the_cache(name: str, quant_type: str, folder: P
 
 
 def test_a_cache_of_all_experts_reads_each_once(folder: Path) -> None:
-    path = generated(folder, "qwen3moe")
+    path = generated(folder, "qwen3moe", "Q8_0")
     with programs.streaming(path, 10_000) as (runner, experts):
         for _ in range(3):
             run(runner)
@@ -93,7 +89,7 @@ def test_a_cache_of_all_experts_reads_each_once(folder: Path) -> None:
 
 
 def test_routing_is_recorded_whether_streamed_or_not(folder: Path) -> None:
-    path = generated(folder, "qwen3moe")
+    path = generated(folder, "qwen3moe", "Q8_0")
     traces = []
     with programs.executor(path) as resident, programs.streaming(path, 8) as (streamed, _):
         for runner in (resident, streamed):
@@ -168,7 +164,7 @@ def test_what_a_slow_thread_tells_of_a_slot_is_not_taken_for_its_next_owner(
 @pytest.mark.parametrize("prefetch", [PrefetchMode.OFF, PrefetchMode.ON])
 @pytest.mark.parametrize("name", ["qwen3moe", "llama"])
 def test_many_sequences_get_what_each_gets_alone(name: str, prefetch: PrefetchMode, folder: Path) -> None:
-    path, sequences = generated(folder, name), 40
+    path, sequences = generated(folder, name, "Q8_0"), 40
     with programs.executor(path) as resident:
         together = decoded(resident, sequences, 3)
         for number in (0, 7, 39):
@@ -184,7 +180,7 @@ def test_many_sequences_get_what_each_gets_alone(name: str, prefetch: PrefetchMo
 
 def test_a_dense_model_has_no_routing_to_record(folder: Path) -> None:
     with (
-        programs.executor(generated(folder, "llama")) as runner,
+        programs.executor(generated(folder, "llama", "Q8_0")) as runner,
         pytest.raises(RequestError, match="no routed experts"),
     ):
         runner.record_routing("model")
@@ -196,7 +192,7 @@ def test_a_cache_that_shrinks_and_grows_changes_nothing(
 ) -> None:
     monkeypatch.setattr(executor_module, "LEAST_TOKENS", 2)
     monkeypatch.setattr(executor_module, "LEAST_LAYERS", 1)
-    path = generated(folder, name)
+    path = generated(folder, name, "Q8_0")
     with programs.executor(path) as resident:
         wanted = run(resident)
     with programs.streaming(path, 10_000) as (runner, streamed):
@@ -218,7 +214,7 @@ def test_a_cache_that_shrinks_and_grows_changes_nothing(
 def test_the_file_does_not_stay_in_ram_beside_streamed_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forgotten: list[Path] = []
     monkeypatch.setattr(ByteSource, "forget", lambda source: forgotten.append(source.path))
-    path = generated(folder, "qwen3moe")
+    path = generated(folder, "qwen3moe", "Q8_0")
     with programs.executor(path):
         assert forgotten == []
     with programs.streaming(path, slots=16):
