@@ -73,6 +73,18 @@ def merge_state(k: Kernel, into: Value, state: Value, shape: Shape) -> None:
         k.store(k.fma(k.load(k.floats, state + 4 * dim), k.splat(take), kept), into + 4 * dim)
 
 
+def tell_state(k: Kernel, out: Value, marks: Value, marks_apart: Value, state: Value, shape: Shape) -> None:
+    """out = as `finish_state`, zeros where nothing was gathered; at `marks` the greatest score, and `marks_apart` bytes
+    behind it the sum of weights: what another part of the same row can be added to.
+    """
+    at = 4 * shape.padded
+    total, none = k.load(F32, state + (at + 4)), k.constant(F32, 0.0)
+    k.store(k.load(F32, state + at), marks)
+    k.store(total, marks + marks_apart)
+    k.store(k.select(total > none, total, k.constant(F32, 1.0)), state + (at + 4))
+    finish_state(k, out, state, shape)
+
+
 def finish_state(k: Kernel, out: Value, state: Value, shape: Shape) -> None:
     """out = weighted values / sum of weights, turned back if values were turned."""
     total = k.load(F32, state + (4 * shape.padded + 4))

@@ -3,14 +3,16 @@
 What they are made of is in `attention_tile` and `attention_state`.
 """
 
-from cpu_kernels.attention_state import Shape, clear_state, finish_state, merge_state, state_floats
+from cpu_kernels.attention_state import Shape, clear_state, finish_state, merge_state, state_floats, tell_state
 from cpu_kernels.attention_tile import TILE_ROWS, Tile
 from cpu_kernels.kv_layout import PIECE_TOKENS
-from cpu_kernels.simd import Kernel
+from cpu_kernels.simd import Kernel, Value
 
 
-def trace_whole(k: Kernel, *, shape: Shape) -> None:
-    """Items: KV heads, tile after tile. Arguments 9-13: out, its stride, tokens, start, tokens a tile."""
+def trace_whole(k: Kernel, *, shape: Shape, is_part: bool = False) -> None:
+    """Items: KV heads, tile after tile. Arguments 9-13: out, its stride, tokens, start, tokens a tile; of a part 14:
+    the pieces that it has.
+    """
     tile = Tile(k, shape, prefetch=False)
     out, out_stride, tokens, start, per_tile = (k.arg(index) for index in range(9, 14))
     totals, states = (k.scratch(TILE_ROWS * tile.state_bytes) for _ in range(2))
@@ -19,15 +21,18 @@ def trace_whole(k: Kernel, *, shape: Shape) -> None:
         kv_head, first = item // tiles, item % tiles * per_tile
         tile.begin(kv_head, first, k.minimum(per_tile, tokens - first), start)
         tile.fresh(totals)
-        with k.loop(tile.first_seen // PIECE_TOKENS, (tile.end_seen + (PIECE_TOKENS - 1)) // PIECE_TOKENS) as piece:
+        pieces = (tile.end_seen + (PIECE_TOKENS - 1)) // PIECE_TOKENS
+        if is_part:
+            pieces = k.minimum(pieces, k.arg(14))
+        with k.loop(tile.first_seen // PIECE_TOKENS, pieces) as piece:
             tile.fresh(states)
             tile.piece(states, piece)
             with k.loop(0, tile.rows) as row:
                 merge_state(k, totals + row * tile.state_bytes, states + row * tile.state_bytes, shape)
         with k.loop(0, tile.rows) as row:
-            head = kv_head * tile.group + row % tile.group
-            place = out + (first + row // tile.group) * out_stride + head * (4 * shape.value_length)
-            finish_state(k, place, totals + row * tile.state_bytes, shape)
+            place = out + (first + row // tile.group) * out_stride
+            head, heads = kv_head * tile.group + row % tile.group, tile.kv_heads * tile.group
+            _put(k, place, head, heads, totals + row * tile.state_bytes, shape, is_part=is_part)
 
 
 def trace_piece(k: Kernel, *, shape: Shape) -> None:
@@ -41,7 +46,7 @@ def trace_piece(k: Kernel, *, shape: Shape) -> None:
         tile.piece(states, item // tile.kv_heads)
 
 
-def trace_merge(k: Kernel, *, shape: Shape) -> None:
+def trace_merge(k: Kernel, *, shape: Shape, is_part: bool = False) -> None:
     """Items: heads, token after token. Arguments: out, stride, scratch, heads, KV heads, pieces, start, tokens,
     window.
     """
@@ -58,4 +63,13 @@ def trace_merge(k: Kernel, *, shape: Shape) -> None:
         with k.loop(first_seen // PIECE_TOKENS, pieces) as piece:
             part = (piece * kv_heads + head // group) * rows + row
             merge_state(k, state, scratch + part * state_bytes, shape)
-        finish_state(k, out + token * out_stride + head * (4 * shape.value_length), state, shape)
+        _put(k, out + token * out_stride, head, heads, state, shape, is_part=is_part)
+
+
+def _put(k: Kernel, out: Value, head: Value, heads: Value, state: Value, shape: Shape, *, is_part: bool) -> None:
+    """Writes a head's result to a token's row; of a part its marks too, behind all heads' results."""
+    place = out + head * (4 * shape.value_length)
+    if is_part:
+        tell_state(k, place, out + heads * (4 * shape.value_length) + head * 4, heads * 4, state, shape)
+    else:
+        finish_state(k, place, state, shape)

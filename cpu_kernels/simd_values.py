@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 if TYPE_CHECKING:
-    from cpu_kernels.simd import Kernel
+    from cpu_kernels.simd_builder import Builder
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -55,7 +55,7 @@ class Value:
 
     __slots__ = ("ir", "kernel")
 
-    def __init__(self, kernel: "Kernel", value: Any) -> None:
+    def __init__(self, kernel: "Builder", value: Any) -> None:
         self.kernel = kernel
         self.ir = value
 
@@ -190,7 +190,7 @@ class Variable:
 
     __slots__ = ("kernel", "slot")
 
-    def __init__(self, kernel: "Kernel", initial: Value) -> None:
+    def __init__(self, kernel: "Builder", initial: Value) -> None:
         self.kernel = kernel
         with kernel.ir.goto_entry_block():
             self.slot = kernel.ir.alloca(initial.type)

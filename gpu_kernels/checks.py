@@ -137,9 +137,16 @@ def check_heads(
 
 
 def check_attention(
-    queries: torch.Tensor, cache: KVBlocks, lanes: Lanes, out: torch.Tensor, window: int | None
+    queries: torch.Tensor,
+    cache: KVBlocks,
+    lanes: Lanes,
+    out: torch.Tensor,
+    window: int | None,
+    marks: torch.Tensor | None = None,
 ) -> None:
-    """queries (tokens, heads * key_length) and out (tokens, heads * value_length), heads in equal groups."""
+    """queries (tokens, heads * key_length), out (tokens, heads * value_length) and marks (tokens, 2 * heads), if any;
+    heads in equal groups.
+    """
     check_rows("attention", queries=queries, out=out)
     lanes.tokens_each(queries.shape[0])
     heads = queries.shape[1] // cache.key_length
@@ -149,6 +156,20 @@ def check_attention(
         raise ValueError(f"attention: {heads} heads share {cache.kv_heads} KV heads")
     if window is not None and window < 1:
         raise ValueError(f"attention with a window of {window} tokens")
+    if marks is not None and (marks.shape != (queries.shape[0], 2 * heads) or marks.dtype != torch.float32):
+        raise ValueError(f"attention: marks {tuple(marks.shape)} of {marks.dtype} for {heads} heads")
+
+
+def check_parts(out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+    """out and marks alike in tokens, part (tokens, columns of both) float32."""
+    check_rows("join_parts", out=out, marks=marks, part=part)
+    tokens, columns = out.shape
+    if marks.shape[0] != tokens or part.shape != (tokens, columns + marks.shape[1]):
+        raise ValueError(f"join_parts: {tuple(part.shape)} to {tuple(out.shape)} and {tuple(marks.shape)}")
+    if marks.shape[1] % 2 or columns % (marks.shape[1] // 2):
+        raise ValueError(f"join_parts: {columns} columns for {marks.shape[1]} marks")
+    if marks.dtype != torch.float32 or part.dtype != torch.float32:
+        raise TypeError(f"join_parts: marks are {marks.dtype} and part {part.dtype}, not float32")
 
 
 def check_chosen(operation: str, logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor) -> None:

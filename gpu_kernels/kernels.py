@@ -145,11 +145,22 @@ class Kernels(Protocol):
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        marks: torch.Tensor | None = None,
     ) -> None:
         """out (tokens, heads * value_length): causal attention of each lane's newest tokens over all of its tokens.
 
         queries (tokens, heads * key_length), rotated; heads h * g to (h + 1) * g - 1 share KV head h. `window`: a token
-        sees itself and the window - 1 before it.
+        sees itself and the window - 1 before it. `marks` (tokens, 2 * heads) float32, where the lanes' tokens are a
+        part of what is attended: it takes each head's greatest score, then each head's sum of exp(score - greatest).
+        """
+        ...
+
+    def join_parts(self, out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+        """out = attention over what `out` and `part` have attended each: their mean, weighted by what each has seen.
+
+        out (tokens, heads * value_length) and marks as `attention` gave them; part (tokens, heads * value_length + 2 *
+        heads) float32: another out, with its marks behind it. Where a part has seen nothing (its sum is 0), out keeps
+        its bits.
         """
         ...
 

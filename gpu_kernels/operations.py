@@ -146,10 +146,17 @@ class Operations:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        marks: torch.Tensor | None = None,
     ) -> None:
         """See `Kernels.attention`; `context`: the tokens of all lanes together, for the cost."""
-        call = partial(self.kernels.attention, queries, cache, lanes, out, scale=scale, window=window, softcap=softcap)
+        place = (queries, cache, lanes, out)
+        call = partial(self.kernels.attention, *place, scale=scale, window=window, softcap=softcap, marks=marks)
         self.stream.launch(call, attention_cost(queries, cache, lanes.count, context, window), "attention")
+
+    def join_parts(self, out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+        """See `Kernels.join_parts`."""
+        call = partial(self.kernels.join_parts, out, marks, part)
+        self.stream.launch(call, _passes(2, out) + _passes(1, part), "join_parts")
 
     def route(
         self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *, norm: bool, scale: float = 1.0

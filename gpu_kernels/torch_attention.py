@@ -54,6 +54,7 @@ def attend(
     cache: KVBlocks,
     lanes: Lanes,
     out: torch.Tensor,
+    marks: torch.Tensor | None,
     *,
     scale: float,
     window: int | None,
@@ -67,7 +68,23 @@ def attend(
         target = out[number * each : (number + 1) * each]
         for first in range(0, each, lane.tile_tokens(rows.shape[1])):
             part = slice(first, first + lane.tile_tokens(rows.shape[1]))
-            target[part] = lane.attend(rows[part], first - each).flatten(1)
+            found, greatest, sums = lane.attend(rows[part], first - each)
+            target[part] = found.flatten(1)
+            if marks is not None:
+                marks[number * each : (number + 1) * each][part] = torch.cat((greatest, sums), dim=1)
+
+
+def join_parts(out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+    """See `Kernels.join_parts`."""
+    tokens, columns = out.shape
+    greatest, sums = marks.chunk(2, dim=1)  # (tokens, heads)
+    other_greatest, other_sums = part[:, columns:].chunk(2, dim=1)
+    peak = torch.maximum(greatest, other_greatest)
+    mine = sums * applied(torch.exp, (greatest - peak).contiguous())
+    others = other_sums * applied(torch.exp, (other_greatest - peak).contiguous())
+    shares = [(weight / (mine + others))[..., None] for weight in (mine, others)]
+    heads = [x.reshape(tokens, sums.shape[1], -1) for x in (out.float(), part[:, :columns])]
+    out.copy_((heads[0] * shares[0] + heads[1] * shares[1]).flatten(1))
 
 
 class _Lane:
@@ -93,8 +110,10 @@ class _Lane:
         alike = sums_alike(*shape, cache.key_length, self._run, cache.kv_heads)
         return tokens if alike and sums_alike(*shape, self._run, cache.value_length + 1, cache.kv_heads) else 1
 
-    def attend(self, queries: torch.Tensor, first: int) -> torch.Tensor:
-        """Queries (n, heads, length), scaled, of tokens at length + first and up, to (n, heads, value_length)."""
+    def attend(self, queries: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For queries (n, heads, length), scaled, of tokens at length + first and up: what is attended (n, heads,
+        value_length), the greatest scores and the sums of weights, (n, heads).
+        """
         tokens, heads, length = queries.shape
         most, kv_heads = self.tile_tokens(heads), self._cache.kv_heads
         tile = torch.zeros((most, heads, length), device=queries.device)
@@ -116,8 +135,12 @@ class _Lane:
             shrink = applied(torch.exp, (greatest - safe).flatten()).view(greatest.shape)
             mixed = mixed * shrink + applied(torch.exp, scores - safe).contiguous() @ values.transpose(1, 2)
             greatest = peak
-        mixed = mixed[..., :-1] / mixed[..., -1:]  # the last column summed the weights
-        return mixed.view(kv_heads, most, -1, mixed.shape[-1]).transpose(0, 1).reshape(most, heads, -1)[:tokens]
+        sums = mixed[..., -1:]  # the last column summed the weights
+
+        def by_token(x: torch.Tensor) -> torch.Tensor:
+            return x.view(kv_heads, most, -1, x.shape[-1]).transpose(0, 1).reshape(most, heads, -1)[:tokens]
+
+        return by_token(mixed[..., :-1] / sums), by_token(greatest)[..., 0], by_token(sums)[..., 0]
 
     def _starts(self, first: int, tokens: int) -> range:
         """Where the runs begin that tokens at length + first and up see something of; on the CPU the length is read."""

@@ -182,10 +182,16 @@ class TorchKernels:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        marks: torch.Tensor | None = None,
     ) -> None:
         """See `Kernels.attention`."""
-        checks.check_attention(queries, cache, lanes, out, window)
-        torch_attention.attend(queries, cache, lanes, out, scale=scale, window=window, softcap=softcap)
+        checks.check_attention(queries, cache, lanes, out, window, marks)
+        torch_attention.attend(queries, cache, lanes, out, marks, scale=scale, window=window, softcap=softcap)
+
+    def join_parts(self, out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+        """See `Kernels.join_parts`."""
+        checks.check_parts(out, marks, part)
+        torch_attention.join_parts(out, marks, part)
 
     def route(
         self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *, norm: bool, scale: float = 1.0

@@ -4,8 +4,9 @@ import torch
 
 from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
 from gpu_kernels.tiles import SPLIT_TOKENS, GpuTraits, attention_tile, power_of_two
-from gpu_kernels.triton_attention import attention_kernel, merge_splits_kernel
+from gpu_kernels.triton_attention import attention_kernel
 from gpu_kernels.triton_heads import heads_kernel
+from gpu_kernels.triton_parts import join_parts_kernel, merge_splits_kernel
 
 _MERGED = 16  # parts at a time
 
@@ -15,6 +16,7 @@ def attend(
     cache: KVBlocks,
     lanes: Lanes,
     out: torch.Tensor,
+    marks: torch.Tensor | None,
     *,
     scale: float,
     window: int | None,
@@ -33,14 +35,16 @@ def attend(
     tile = attention_tile(group, each, capacity, longest, is_float32=is_float32)
     is_split = tile.splits > 1
     parts = sums = out
+    has_marks, told = marks is not None, out if marks is None else marks
     if is_split:
         parts = torch.empty((tile.splits, tokens, heads, cache.value_length), device=out.device)
         sums = torch.empty((tile.splits, tokens, heads), device=out.device)
     key_scales, value_scales = _scales(cache)
     padded_value = max(16, power_of_two(cache.value_length))
     attention_kernel[(-(-each * group // tile.rows), lanes.count * cache.kv_heads, tile.splits)](
-        *(queries, cache.keys, cache.values, key_scales, value_scales, lanes.table, lanes.lengths, out, parts, sums),
-        *(each, lanes.table.stride(0), queries.stride(0), out.stride(0), cache.kv_heads),
+        *(queries, cache.keys, cache.values, key_scales, value_scales, lanes.table, lanes.lengths),
+        *(out, parts, sums, told),
+        *(each, lanes.table.stride(0), queries.stride(0), out.stride(0), told.stride(0), cache.kv_heads),
         *(scale, window or 0, softcap or 1.0),
         GROUP=group,
         KEY=cache.key_length,
@@ -53,6 +57,7 @@ def attend(
         IS_INT8=cache.key_scales is not None,
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
+        HAS_MARKS=has_marks,
         IS_SPLIT=is_split,
         SPLIT=SPLIT_TOKENS,
         IS_EXACT=is_float32,
@@ -61,12 +66,26 @@ def attend(
     )
     if is_split:
         merge_splits_kernel[(tokens, heads)](
-            *(parts, sums, out, tile.splits, tokens, heads, out.stride(0)),
+            *(parts, sums, out, told, tile.splits, tokens, heads, out.stride(0), told.stride(0)),
             VALUE=cache.value_length,
             E=padded_value,
             S=_MERGED,
+            HAS_MARKS=has_marks,
             enable_fp_fusion=True,
         )
+
+
+def join_parts(out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+    """See `Kernels.join_parts`."""
+    tokens, heads = out.shape[0], marks.shape[1] // 2
+    value_length = out.shape[1] // heads
+    join_parts_kernel[(tokens, heads)](
+        *(out, marks, part, heads, out.stride(0), marks.stride(0), part.stride(0)),
+        VALUE=value_length,
+        E=power_of_two(value_length),
+        num_warps=1,
+        enable_fp_fusion=True,
+    )
 
 
 def turn_and_append(

@@ -4,7 +4,7 @@
 
 Online softmax (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). A program serves a tile of
 rows of one KV head, a row being one query head of one token, and a run of the lane's context; where that is shared by
-several programs (`splits`), `merge_splits_kernel` joins their parts. Runs begin at fixed places, and what a row may not
+several programs (`splits`), `triton_parts` joins their parts. Runs begin at fixed places, and what a row may not
 see leaves its sums as they are to the bit, so that they do not depend on the other rows. Lengths and block tables are
 read on the device. Memory behind a lane's length may hold anything. Knows nothing about models.
 """
@@ -35,10 +35,12 @@ def attention_kernel(
     out,
     parts,
     sums,
+    marks,
     tokens_each,
     table_stride,
     query_stride,
     out_stride,
+    marks_stride,
     kv_heads,
     scale,
     window,
@@ -54,6 +56,7 @@ def attention_kernel(
     IS_INT8: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_MARKS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     SPLIT: tl.constexpr,
     IS_EXACT: tl.constexpr,
@@ -62,7 +65,7 @@ def attention_kernel(
 
     Products are of float16 numbers with float32 sums; with IS_EXACT of float32. Split: writes the weighted values to
     parts (splits, tokens, heads, VALUE), where a program has any of the context, and the logarithms of the sums of
-    weights, else -inf, to sums (splits, tokens, heads).
+    weights, else -inf, to sums (splits, tokens, heads); else with HAS_MARKS what `Kernels.attention` tells to marks.
     """
     lane = tl.program_id(1) // kv_heads
     kv_head = tl.program_id(1) % kv_heads
@@ -135,30 +138,6 @@ def attention_kernel(
     else:
         target = out + (row * out_stride + head * VALUE)[:, None] + value_dim[None, :]
         tl.store(target, mixed.to(out.dtype.element_ty), mask=kept)
-
-
-@triton.jit(do_not_specialize=["splits", "tokens"])
-def merge_splits_kernel(
-    parts, sums, out, splits, tokens, heads, out_stride, VALUE: tl.constexpr, E: tl.constexpr, S: tl.constexpr
-):
-    """out = the parts weighted by their shares of the whole sum, S at a time. Programs (tokens, heads)."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    dim = tl.arange(0, E)
-    greatest = -float("inf")
-    total = 0.0
-    mixed = tl.zeros((E,), tl.float32)
-    for first in range(0, splits, S):
-        split = first + tl.arange(0, S)
-        place = (split * tokens + token) * heads + head
-        sum_of = tl.load(sums + place, mask=split < splits, other=-float("inf"))
-        peak = tl.maximum(greatest, tl.max(sum_of, axis=0))
-        safe = tl.where(peak == -float("inf"), 0.0, peak)
-        share = tl.exp(sum_of - safe)
-        shrink = tl.exp(greatest - safe)
-        total = total * shrink + tl.sum(share, axis=0)
-        seen = (sum_of > -float("inf"))[:, None] & (dim < VALUE)[None, :]
-        part = tl.load(parts + place[:, None] * VALUE + dim[None, :], mask=seen, other=0.0)
-        mixed = mixed * shrink + tl.sum(part * share[:, None], axis=0)
-        greatest = peak
-    result = mixed / total
-    tl.store(out + token * out_stride + head * VALUE + dim, result.to(out.dtype.element_ty), mask=dim < VALUE)
+        if HAS_MARKS:
+            tl.store(marks + row * marks_stride + head, greatest, mask=is_row)
+            tl.store(marks + row * marks_stride + heads + head, total, mask=is_row)

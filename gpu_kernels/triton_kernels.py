@@ -203,17 +203,23 @@ class TritonKernels:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        marks: torch.Tensor | None = None,
     ) -> None:
         """See `Kernels.attention`."""
-        checks.check_attention(queries, cache, lanes, out, window)
+        checks.check_attention(queries, cache, lanes, out, window, marks)
         triton_attend.attend(
-            *(queries, cache, lanes, out),
+            *(queries, cache, lanes, out, marks),
             scale=scale,
             window=window,
             softcap=softcap,
             gpu=self.dispatch.gpu,
             is_exact=self.is_exact,
         )
+
+    def join_parts(self, out: torch.Tensor, marks: torch.Tensor, part: torch.Tensor) -> None:
+        """See `Kernels.join_parts`."""
+        checks.check_parts(out, marks, part)
+        triton_attend.join_parts(out, marks, part)
 
     def route(
         self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, *, norm: bool, scale: float = 1.0

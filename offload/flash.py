@@ -63,7 +63,8 @@ class Read:
     """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not.
 
     `into`: memory for the bytes in place of the reading thread's own, whole blocks that begin on a page; the extent
-    must begin with a block.
+    must begin with a block. `ranges`: first byte and end of what is read of the extent, whole blocks; what lies between
+    stays as it is in `into`.
     """
 
     priority: Priority
@@ -71,9 +72,15 @@ class Read:
     consume: Consume
     failed: Failed
     into: NDArray[np.uint8] | None = None
+    ranges: Sequence[tuple[int, int]] | None = None
     started_s: float = 0.0  # 0: not yet
     given_up: bool = False
     over: bool = False  # done, failed or cancelled
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are read."""
+        return self.extent.num_bytes if self.ranges is None else sum(end - first for first, end in self.ranges)
 
 
 @dataclass(slots=True)
@@ -207,7 +214,7 @@ class FlashReader(Closing):
             error: StrataError | None = None
             try:
                 place = (view, array) if read.into is None else (read.into.data, read.into)
-                data = self._fill(*place, read.extent)
+                data = self._fill(*place, read)
                 if self._not_given_up(read):
                     read.consume(data)
             except StrataError as failure:
@@ -219,7 +226,15 @@ class FlashReader(Closing):
                 read.failed(error)
             self._end(read)
 
-    def _fill(self, view: memoryview, array: NDArray[np.uint8], extent: Extent) -> NDArray[np.uint8]:
+    def _fill(self, view: memoryview, array: NDArray[np.uint8], read: Read) -> NDArray[np.uint8]:
+        extent = read.extent
+        if read.ranges is not None:
+            for first, end in read.ranges:
+                if self._direct:
+                    self._direct[extent.source].read_into(view[first:end], extent.offset + first, end - first)
+                else:
+                    self._sources[extent.source].read_into(view[first:end], extent.offset + first)
+            return array
         if not self._direct:
             self._sources[extent.source].read_into(view[: extent.num_bytes], extent.offset)
             return array[: extent.num_bytes]
@@ -254,7 +269,7 @@ class FlashReader(Closing):
             read.over = True
             self._active.remove(read)
             self.counts.reads += 1
-            self.counts.num_bytes += read.extent.num_bytes
+            self.counts.num_bytes += read.num_bytes
             if not self._active:
                 self.counts.busy_s += time.monotonic() - self._busy_since
             if self._is_idle():

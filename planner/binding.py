@@ -4,7 +4,7 @@ Knows nothing about machines or models.
 """
 
 from planner.placement import Assignment, PlacementProblem
-from planner.plan import Bottleneck
+from planner.prediction import Bottleneck
 from planner.schedule import Lane
 from planner.simulate import Timeline
 

@@ -6,7 +6,7 @@ intensity 2 operations a weight); prefill by arithmetic or, for short prompts, b
 What the constants leave over is corrected by the ratio of measured to predicted time of earlier runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 from planner import streamed, unit_cost
 from planner.gpu_choice import is_simulated
 from planner.hybrid_hits import evened_slots, gpu_hits_key
-from planner.kv_spill import Spilling, spilled_seconds
+from planner.kv_spill import Spilling, reading_seconds, spilled_seconds
 from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
-from planner.plan import Bottleneck, Measurement, Needs, Plan, PlannedModel, Prediction, Settings, WeightsForm
+from planner.plan import Needs, Plan, PlannedModel, Settings, WeightsForm
+from planner.prediction import Bottleneck, Measurement, Prediction
 from planner.profile import Profile, load_or_measure, record_hits, record_observation
 from planner.streamed import Streaming
 from planner.ways import HYBRID
@@ -73,8 +74,7 @@ def decode_seconds(
     """Seconds of one decode step behind `kv_tokens` tokens, by the resource that takes them; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        parts = _packed_decode_seconds(shape, profile, settings, kv_tokens, streaming)
-        return parts if spilling is None else spilled_seconds(shape, parts, spilling, kv_tokens)
+        return packed_step_seconds(shape, profile, settings, 1, kv_tokens, streaming, spilling)
     units = [unit for unit in shape.units if unit.kind is not UnitKind.EMBEDDING]
     products = FLOAT32_BYTES * sum(unit.active_weights for unit in units) / rates.matvec_bytes_per_s
     kv = KV_READS * shape.kv_bytes_per_token * kv_tokens / rates.read_bytes_per_s
@@ -99,12 +99,14 @@ def prefill_seconds(
     """Seconds until the logits behind a prompt of `prompt_tokens` tokens are there; uncorrected."""
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
-        return _packed_prefill_seconds(shape, profile, settings, prompt_tokens, streaming, spilling)
+        return PACKED_FIRST_STEP_S + sum(
+            sum(packed_step_seconds(shape, profile, settings, tokens, start, streaming, spilling).values())
+            for start, tokens in _chunks(prompt_tokens, settings.prefill_chunk_tokens)
+        )
     blocks = [unit for unit in shape.units if unit.layer is not None]
     ends = [unit for unit in shape.units if unit.layer is None]
     seconds = FIRST_STEP_S
-    for start in range(0, prompt_tokens, settings.prefill_chunk_tokens):
-        tokens = min(settings.prefill_chunk_tokens, prompt_tokens - start)
+    for start, tokens in _chunks(prompt_tokens, settings.prefill_chunk_tokens):
         scores = shape.head_count * shape.block_count * tokens * (start + (tokens + 1) / 2)
         arithmetic = 2 * tokens * sum(unit.active_weights for unit in blocks)
         touched = sum(unit.num_weights * _touched_share(shape, unit, tokens) for unit in blocks)
@@ -119,37 +121,30 @@ def prefill_seconds(
     return seconds + FLOAT32_BYTES * head / rates.matvec_bytes_per_s
 
 
-def _packed_decode_seconds(
-    shape: ModelShape, profile: Profile, settings: Settings, kv_tokens: int, streaming: Streaming | None
-) -> Mapping[Bottleneck, float]:
-    """The same for weights multiplied as they are in the file: one token behind `kv_tokens` others."""
-    seconds = _packed_step_seconds(shape, profile, settings, 1, kv_tokens)
-    if streaming is not None:
-        return streamed.step_seconds(shape, seconds, streaming, settings, 1)
-    overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
-    bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
-    return {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
-
-
-def _packed_prefill_seconds(
+def packed_step_seconds(
     shape: ModelShape,
     profile: Profile,
     settings: Settings,
-    prompt_tokens: int,
-    streaming: Streaming | None,
-    spilling: Spilling | None,
-) -> float:
-    """The same for a prompt, chunk by chunk."""
-    seconds = PACKED_FIRST_STEP_S
-    for start in range(0, prompt_tokens, settings.prefill_chunk_tokens):
-        tokens = min(settings.prefill_chunk_tokens, prompt_tokens - start)
-        step = _packed_step_seconds(shape, profile, settings, tokens, start)
-        if streaming is not None:
-            step = sum(streamed.step_seconds(shape, step, streaming, settings, tokens).values())
-        if spilling is not None:
-            step = sum(spilled_seconds(shape, {Bottleneck.COMPUTE: step}, spilling, start + tokens).values())
-        seconds += step
-    return seconds
+    tokens: int,
+    depth: int,
+    streaming: Streaming | None = None,
+    spilling: Spilling | None = None,
+) -> Mapping[Bottleneck, float]:
+    """The same for weights multiplied as they are in the file: `tokens` tokens behind `depth` others."""
+    seconds = _packed_step_seconds(shape, profile, settings, tokens, depth)
+    if streaming is not None:
+        ahead = 0.0 if spilling is None else reading_seconds(shape, spilling, depth + tokens - 1)
+        return streamed.step_seconds(shape, seconds, streaming, settings, tokens, read_ahead_s=ahead)
+    overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
+    bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
+    parts = {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
+    return parts if spilling is None else spilled_seconds(shape, parts, spilling, depth + tokens - 1)
+
+
+def _chunks(prompt_tokens: int, chunk_tokens: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of the tokens of each chunk."""
+    for start in range(0, prompt_tokens, chunk_tokens):
+        yield start, min(chunk_tokens, prompt_tokens - start)
 
 
 def _packed_step_seconds(shape: ModelShape, profile: Profile, settings: Settings, tokens: int, depth: int) -> float:

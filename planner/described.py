@@ -17,17 +17,8 @@ from planner.machine import Machine
 from planner.model_shape import UnitKind
 from planner.notes import context_notes
 from planner.placement import Assignment, Option
-from planner.plan import (
-    FORMAT_VERSION,
-    MemoryNeeds,
-    Needs,
-    Objective,
-    Placement,
-    Plan,
-    PlannedMachine,
-    Prediction,
-)
-from planner.profile import Residual
+from planner.plan import FORMAT_VERSION, MemoryNeeds, Needs, Objective, Placement, Plan, PlannedMachine
+from planner.prediction import Prediction, Residual
 from planner.question import Question
 from planner.refusal import refusal
 from planner.schedule import schedule

@@ -4,14 +4,15 @@ Everything in RAM, packed for the CPU's kernels, or that but for experts or laye
 parts of it there. Knows nothing about machines that are described.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cpu_kernels.quant_types import quant_type
-from offload.errors import DoesNotFitError, RequestError
+from offload.errors import RequestError
 from offload.tiers import Device
 from planner import cost
 from planner.budget import format_size
+from planner.division import best_division, divisions
 from planner.drive import streaming_here
 from planner.gpu_choice import EXAMPLE, SIMULATED_PREFIX, is_simulated
 from planner.hybrid import brought_slots
@@ -25,35 +26,23 @@ from planner.hybrid_step import HybridRun
 from planner.kernel_choice import chosen_kernels
 from planner.kv import keeps, kv_notes
 from planner.kv_spill import least_kv_ram_bytes, spill_note, spilling_here
-from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES, memory_needs
+from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES
 from planner.model_shape import ModelShape
 from planner.notes import context_notes, way_notes
-from planner.plan import (
-    FORMAT_VERSION,
-    Needs,
-    Objective,
-    Placement,
-    Plan,
-    PlannedMachine,
-    Prediction,
-    Settings,
-    WeightsForm,
-)
+from planner.plan import FORMAT_VERSION, Needs, Objective, Placement, Plan, PlannedMachine, Settings, WeightsForm
+from planner.prediction import Prediction
 from planner.profile import Profile, with_dequantize_rates, with_gpu_rates, with_kernel_rates
 from planner.question import Here, Question
-from planner.refusal import refusal
+from planner.refusal import refused
 from planner.spread import machine_of
-from planner.streamed import least_slots, streamed_needs
 from planner.ways import (
     AUTO,
     DEFAULT_PROMPT_TOKENS,
     HYBRID,
-    MIN_CHUNK_TOKENS,
     Fit,
     Way,
     default_context,
     fitting,
-    longest_context,
     placements,
     ways_for,
 )
@@ -78,7 +67,7 @@ def plan_executed(question: Question, here: Here) -> Plan:
     question = replace(question, place=here)
     fits = _fits(question, here)
     if not fits:
-        raise _refusal(question)
+        raise refused(question)
     candidates = [_candidate(question, here, fit) for fit in fits]
     best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
     gpu = here.gpu if best.fit.way.device is Device.GPU else None
@@ -165,6 +154,7 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     plain = [way for way in ways if way.loop != HYBRID]
     limits = question.wish.context_tokens, question.wish.kv_ram_bytes
     fits = list(fitting(shape, question.budget, plain, *limits)) if plain else []
+    fits = [_divided(question, here, fit, plain) for fit in fits]
     if len(plain) == len(ways):
         return fits
     wanted = question.wish.context_tokens or default_context(shape)
@@ -173,6 +163,16 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     place = here.gpu.torch_device, _threads(question, here)
     hybrids = fit_hybrids(question, *place, wanted, may_be_shorter=shorter)
     return [*hybrids, *fits]
+
+
+def _divided(question: Question, here: Here, fit: Fit, ways: Sequence[Way]) -> Fit:
+    """`fit`, or where it has something on flash the division of RAM that is predicted to be best."""
+    if not fit.way.streams and not fit.way.spills:
+        return fit
+    shape, wish = question.shape, question.wish
+    fits = list(divisions(shape, question.budget, ways, fit.context_tokens, wish.kv_ram_bytes))
+    here = replace(here, profile=with_types(here.profile, shape, fit.way.form))
+    return best_division(question, here.profile, fits, lambda one: _settings(question, here, one))
 
 
 def _spilling(question: Question, ways: tuple[Way, ...]) -> tuple[Way, ...]:
@@ -203,9 +203,16 @@ def _may_use(here: Here, loop: str) -> bool:
 
 
 def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
+    settings = _settings(question, here, fit)
+    prompt = min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1))
+    return _Candidate(fit, settings, predicted(question, here, settings, fit.needs, fit.placements, prompt))
+
+
+def _settings(question: Question, here: Here, fit: Fit) -> Settings:
+    """What a fit would be run with."""
     gpu = here.gpu if fit.way.device is Device.GPU else None
     typed = with_types(here.profile, question.shape, fit.way.form)
-    settings = Settings(
+    return Settings(
         context_tokens=fit.context_tokens,
         prefill_chunk_tokens=fit.chunk_tokens,
         threads=_threads(question, replace(here, gpu=gpu)),
@@ -220,8 +227,6 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
         kv_ram_bytes=fit.kv_ram_bytes,
         tuning=chosen_kernels(typed, question.shape) if fit.way.form is WeightsForm.PACKED else None,
     )
-    prompt = min(question.wish.prompt_tokens or DEFAULT_PROMPT_TOKENS, max(fit.context_tokens - 1, 1))
-    return _Candidate(fit, settings, predicted(question, here, settings, fit.needs, fit.placements, prompt))
 
 
 def _with_rates(question: Question, here: Here) -> Here:
@@ -256,37 +261,6 @@ def _seconds(predicted: Prediction, objective: Objective) -> float:
     if objective is Objective.TTFT:
         return predicted.ttft_s
     return (predicted.ttft_s + cost.ANSWER_TOKENS * token) / (predicted.prompt_tokens + cost.ANSWER_TOKENS)
-
-
-def _refusal(question: Question) -> DoesNotFitError:
-    """Why nothing that this version executes fits, with the nearest that does."""
-    if question.wish.loop == HYBRID:
-        return DoesNotFitError(
-            f"no part of {question.model.path} fits {format_size(question.budget.gpu_bytes)} of GPU memory "
-            f"({question.budget.gpu_source}) beside what a prompt needs, with the rest in "
-            f"{format_size(question.budget.ram_bytes)} of RAM",
-            needed_bytes=0,
-            available_bytes=question.budget.gpu_bytes,
-            hint="give it more of both, a shorter context (-c), or leave out --loop hybrid",
-        )
-    way = ways_for(question.wish.loop, question.shape, has_gpu=False)[-1]
-    wanted = question.wish.context_tokens or default_context(question.shape)
-    if way.streams:
-        slots = least_slots(question.shape, 1)
-        smallest = streamed_needs(question.shape, question.budget, context_tokens=wanted, chunk_tokens=1, slots=slots)
-    else:
-        chunk = min(MIN_CHUNK_TOKENS, wanted)
-        options = {"context_tokens": wanted, "chunk_tokens": chunk}
-        smallest = memory_needs(question.shape, question.budget, way.device, way.form, **options)
-    shorter = longest_context(question.shape, question.budget, way, wanted)
-    return refusal(
-        question.model.path,
-        question.shape,
-        question.budget,
-        smallest.ram,
-        context_tokens=wanted,
-        fitting_context_tokens=shorter.context_tokens if shorter is not None else None,
-    )
 
 
 def _threads(question: Question, here: Here) -> int:

@@ -16,7 +16,8 @@ from offload.tiers import Device, Tier
 from planner.budget import Budget, format_size
 from planner.figures import count, duration, figures, plural
 from planner.model_shape import UnitKind
-from planner.plan import Measurement, MemoryNeeds, Objective, Placement, Plan, Prediction, WeightsForm
+from planner.plan import MemoryNeeds, Objective, Placement, Plan, WeightsForm
+from planner.prediction import Measurement, Prediction
 
 _TIER_NAMES = {Tier.GPU: "GPU", Tier.RAM: "RAM", Tier.FLASH: "flash"}
 _KIND_NAMES = {

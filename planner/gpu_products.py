@@ -14,7 +14,7 @@ from gpu_kernels.product_shape import ProductShape
 from offload.gguf import GGUFFile
 from offload.store_files import FILES, PARTIAL_SUFFIX, replace_file
 from planner import document
-from planner.profile import cache_folder
+from planner.folders import cache_folder
 
 log = logging.getLogger("strata.planner.gpu_products")
 

@@ -1,12 +1,20 @@
-"""What the system tells of this machine beside its speed: kinds of cores, NUMA nodes, power.
+"""What the system tells of this machine beside its speed: the processor, kinds of cores, NUMA nodes, power.
 
-Read from sysfs and psutil; None or empty where the system does not tell. Knows nothing about models or rates.
+Read from procfs, sysfs and psutil; None or empty where the system does not tell. Knows nothing about models or rates.
 """
 
+import logging
+import os
+import platform
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import psutil
+
+from planner.budget import cgroup_cpu_quota
+
+log = logging.getLogger("strata.planner.host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,26 @@ def read_host(root: Path = Path("/")) -> Host:
         power_mode=_text(root / "sys/firmware/acpi/platform_profile")
         or _text(root / "sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference"),
     )
+
+
+def available_threads(root: Path = Path("/")) -> int:
+    """Threads worth starting: the physical cores this process may use, within its control group's CPU time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or allowed
+    quota = cgroup_cpu_quota(root)
+    return max(1, min(allowed, physical, ceil(quota) if quota else allowed))
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name as the system tells it."""
+    try:
+        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return value.strip()
+    except OSError as error:
+        log.debug("no processor name from the kernel: %s", error)
+    return platform.processor() or platform.machine()
 
 
 def _core_strengths(root: Path) -> list[int]:

@@ -16,13 +16,14 @@ from planner.machine import Machine
 from planner.memory import packed_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.placement import Option
-from planner.plan import Bottleneck
+from planner.prediction import Bottleneck
 from planner.unit_cost import Share, Terms
 
 FLOAT32_BYTES = 4
 SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 SPLIT_S = 5e-6  # of the row that shares a layer's experts out
-CHOSEN_S = 15e-6  # an expert of a layer, where it is decided which ones are brought
+CHOOSING_S = 4e-4  # a layer, where it is decided which experts are brought
+BROUGHT_S = 5e-5  # an expert, until it is on its way
 STEP_S = 6e-4  # of the host before and after a step: its inputs, threads that begin, logits
 LEARNED_S = 2e-5  # a layer, of the host after a step: which experts were used, and which are worth a place
 # Operations that the hybrid executor launches: norm, products, and what lies between them. Of a router two more, for
@@ -124,12 +125,13 @@ def _parts(shape: ModelShape) -> Iterator[Part]:
         yield from (Part((unit,)) for unit in units if unit.kind in (UnitKind.EXPERTS, UnitKind.OTHER))
 
 
-def split_option(chosen: float = 0.0) -> Option:
+def split_option(brought: float | None = None) -> Option:
     """The CPU shares a layer's experts out, between the GPU's router and what both compute: it costs hand-overs.
 
-    `chosen`: experts of which it decides whether they are brought.
+    `brought`: experts that it brings; None where it does not ask whether to bring any.
     """
-    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S + CHOSEN_S * chosen})
+    choosing_s = 0.0 if brought is None else CHOOSING_S + BROUGHT_S * brought
+    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S + choosing_s})
 
 
 def step_option(layers: int) -> Option:

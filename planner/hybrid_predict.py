@@ -6,7 +6,8 @@ Corrected, as every prediction, by what earlier runs of the same kind measured. 
 from planner.binding import bottleneck
 from planner.cost import ANSWER_TOKENS, PACKED_FIRST_STEP_S, correction_keys
 from planner.hybrid_step import HybridRun
-from planner.plan import Needs, PlannedModel, Prediction, Settings
+from planner.plan import Needs, PlannedModel, Settings
+from planner.prediction import Prediction
 from planner.profile import Profile
 from planner.schedule import schedule
 from planner.simulate import simulate, step_seconds

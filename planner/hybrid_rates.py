@@ -3,9 +3,10 @@
 Knows nothing about how experts are brought. Rates are bytes or operations a second; a multiply-add is two.
 """
 
-from dataclasses import dataclass
+import numpy as np
 
-from offload.expert_schedule import ExpertTimes, misses_to_move, moving_saves_s, schedule_experts
+from offload.expert_rates import ExpertRates
+from offload.expert_schedule import misses_to_move, moving_saves_s, schedule_experts
 from planner import unit_cost
 from planner.machine import Machine
 from planner.model_shape import ModelShape, Unit, UnitKind
@@ -13,35 +14,6 @@ from planner.streamed import read_bytes_per_s
 
 READ_BYTES_PER_S = 4e9  # of raw experts, from the file in the page cache to pinned memory: not yet measured apart
 MANY_TOKENS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertRates:
-    """What each device does with routed experts, and how fast experts come to the GPU.
-
-    `read_bytes_per_s`: of the drive, for experts that RAM lacks; None where it has all.
-    """
-
-    cpu_bytes_per_s: float
-    cpu_flops_per_s: float
-    gpu_bytes_per_s: float
-    gpu_flops_per_s: float
-    move_bytes_per_s: float
-    launch_s: float
-    read_bytes_per_s: float | None = None
-
-    def times(self, num_bytes: float, num_weights: float) -> ExpertTimes:
-        """Of an expert of that size."""
-
-        def cpu_s(tokens: int) -> float:
-            return max(num_bytes / self.cpu_bytes_per_s, 2 * tokens * num_weights / self.cpu_flops_per_s)
-
-        def gpu_s(tokens: int) -> float:
-            computing_s = max(num_bytes / self.gpu_bytes_per_s, 2 * tokens * num_weights / self.gpu_flops_per_s)
-            return self.launch_s + computing_s
-
-        read_s = 0.0 if self.read_bytes_per_s is None else num_bytes / self.read_bytes_per_s
-        return ExpertTimes(gpu_s, cpu_s, num_bytes / self.move_bytes_per_s, read_s)
 
 
 def expert_rates(shape: ModelShape, machine: Machine, threads: int, *, streams: bool = False) -> ExpertRates | None:
@@ -90,8 +62,9 @@ def moved_share(
     touched = max(round(count * unit_cost.experts(tokens, used / count).bytes), 1)
     each = max(round(tokens * used / touched), 1)
     there = round(hits * touched)
-    in_ram = None if lacking is None else [index < round((1 - lacking) * touched) for index in range(touched)]
-    split = schedule_experts([each] * touched, [index < there for index in range(touched)], times, in_ram)
+    index = np.arange(touched)
+    in_ram = None if lacking is None else index < round((1 - lacking) * touched)
+    split = schedule_experts(np.full(touched, each), index < there, times, in_ram)
     return min(len(split.moved), places) / touched
 
 

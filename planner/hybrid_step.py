@@ -7,13 +7,14 @@ while as many others cross the link as pay. Knows nothing about how a plan is fo
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from offload.expert_rates import ExpertRates
 from offload.tiers import Device, Tier
 from planner import unit_cost
 from planner.hit_curve import HitCurve
 from planner.hybrid_draws import spread_hits
 from planner.hybrid_flash import FlashExperts, found_share
 from planner.hybrid_parts import Part, StepCosts, part_option, parts, split_option, step_option
-from planner.hybrid_rates import ExpertRates, moved_share
+from planner.hybrid_rates import moved_share
 from planner.hybrid_split import Split
 from planner.machine import Machine
 from planner.model_shape import ModelShape, Unit, UnitKind
@@ -70,14 +71,8 @@ class HybridRun:
         if part.layer not in self.split.feed_forward:
             yield from self._on_cpu(costs, unit, 1.0, lacking)
             return
-        brings = self.rates is not None and self.places > 0 and costs.tokens > 1
-        used = max(self.shape.expert_used_count, 1)
-        chosen = self.shape.expert_count * unit_cost.experts(costs.tokens, used / self.shape.expert_count).bytes
-        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(chosen if brings else 0.0),))
         hits = 1.0 if part.layer in self.split.resident else self._hits(costs, part.units[0].layer or 0)
-        if hits > 0:
-            yield _item(unit, "#slots", Device.GPU, self._terms(costs, unit, Device.GPU, hits))
-        moved = 0.0
+        moved, brought = 0.0, None
         if self.rates is not None and self.places and hits < 1:
             moved = moved_share(
                 *(self.shape, self.rates, unit),
@@ -86,6 +81,10 @@ class HybridRun:
                 places=self.places,
                 lacking=None if self.flash is None else lacking,
             )
+            brought = moved * self._used_experts(costs) if moved or costs.tokens > 1 else None
+        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(brought),))
+        if hits > 0:
+            yield _item(unit, "#slots", Device.GPU, self._terms(costs, unit, Device.GPU, hits))
         if moved > 0 and self.rates is not None:
             terms, num_bytes = self._terms(costs, unit, Device.GPU, moved), self._bytes(unit, costs, moved)
             read_s = 0.0 if self.rates.read_bytes_per_s is None else num_bytes / self.rates.read_bytes_per_s
@@ -117,8 +116,12 @@ class HybridRun:
 
     def _bytes(self, unit: Unit, costs: StepCosts, part: float) -> float:
         """Of that part of the experts that the tokens use."""
+        return part * unit.num_bytes * self._used_experts(costs) / self.shape.expert_count
+
+    def _used_experts(self, costs: StepCosts) -> float:
+        """Of a layer, those that any token uses."""
         count, used = self.shape.expert_count, max(self.shape.expert_used_count, 1)
-        return part * unit.num_bytes * unit_cost.experts(costs.tokens, used / count).bytes
+        return count * unit_cost.experts(costs.tokens, used / count).bytes
 
     def _terms(self, costs: StepCosts, unit: Unit, device: Device, part: float) -> Terms:
         """Of that part of the experts that the tokens use."""

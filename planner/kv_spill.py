@@ -12,10 +12,12 @@ from offload.kv_chunks import staging_slots
 from offload.tiers import Tier
 from planner.budget import format_size
 from planner.drive import drive_at
+from planner.folders import spill_folder
 from planner.machine import Flash
 from planner.model_shape import ModelShape
-from planner.plan import Bottleneck, Settings
-from planner.profile import Profile, spill_folder
+from planner.plan import Settings
+from planner.prediction import Bottleneck
+from planner.profile import Profile
 from planner.streamed import reads_bytes_per_s
 
 # Reads whose checksums are taken while the processor computes: 272 MiB a step came at 2.4 GB/s from a drive that gives
@@ -76,10 +78,15 @@ def spilled_seconds(
 
     Reads go on behind the arithmetic of the layers, but for the first layer's.
     """
-    rate = CHECKED_SHARE * reads_bytes_per_s(spilling.flash, _slot(shape))
-    reading = cold_bytes(shape, depth, spilling.ram_bytes) / rate
+    reading = reading_seconds(shape, spilling, depth)
     hidden = min(reading, sum(seconds.values())) * (1 - 1 / max(shape.block_count, 1))
     return {**seconds, Bottleneck.FLASH: seconds.get(Bottleneck.FLASH, 0.0) + reading - hidden}
+
+
+def reading_seconds(shape: ModelShape, spilling: Spilling, depth: int) -> float:
+    """Seconds that the drive takes for what a step behind `depth` tokens reads."""
+    rate = CHECKED_SHARE * reads_bytes_per_s(spilling.flash, _slot(shape))
+    return cold_bytes(shape, depth, spilling.ram_bytes) / rate
 
 
 def spill_note(shape: ModelShape, context_tokens: int, ram_bytes: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offload.tiers import Device, Tier
 from planner.model_shape import UnitKind
-from planner.plan import Bottleneck
+from planner.prediction import Bottleneck
 
 Assignment = tuple[int, ...]
 

@@ -7,7 +7,6 @@ A plan for another machine than this one is for looking at: it is simulated, not
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.kv_types import KVType
@@ -21,7 +20,7 @@ from planner.gpu_choice import is_simulated
 from planner.kv import check_kv
 from planner.model_shape import UnitKind
 from planner.planned_draft import PlannedDraft
-from planner.profile import Residual
+from planner.prediction import Prediction
 
 FORMAT_VERSION = 7
 SPILLING_LOOP = "program"  # the one that reads keys and values from flash
@@ -42,18 +41,6 @@ class WeightsForm(StrEnum):
     FLOAT32 = "float32"
     QUANTISED = "quantised"
     PACKED = "packed"
-
-
-class Bottleneck(StrEnum):
-    """The resource that decides the decode speed."""
-
-    RAM_BANDWIDTH = "RAM bandwidth"
-    GPU_BANDWIDTH = "GPU bandwidth"
-    DEQUANTISATION = "dequantisation"
-    OVERHEAD = "operation overhead"
-    COMPUTE = "compute"
-    LINK = "GPU link"
-    FLASH = "flash reads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,44 +152,6 @@ class Needs:
 
     ram: MemoryNeeds
     gpu: MemoryNeeds
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a plan promises; the corrections are the factors on times, learned from earlier runs, that are in it."""
-
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-    ttft_s: float
-    peak_ram_bytes: int
-    peak_gpu_bytes: int
-    bottleneck: Bottleneck
-    prompt_tokens: int  # that `ttft_s` and `prefill_tokens_per_s` are for
-    decode_correction: Residual
-    prefill_correction: Residual
-    hit_rate: float | None = None  # of experts that a token uses, those in slots of RAM or GPU; None without slots
-
-    def as_dict(self) -> dict[str, Any]:
-        """The prediction as JSON types."""
-        return dict(document.encode(self))
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What a run measured, under the keys of `Prediction`; None where it did not get so far."""
-
-    decode_tokens_per_s: float | None
-    prefill_tokens_per_s: float | None
-    ttft_s: float | None
-    peak_ram_bytes: int
-    prompt_tokens: int | None = None  # that were computed, not taken from a cache
-    peak_gpu_bytes: int | None = None
-    hit_rate: float | None = None
-    bottleneck: Bottleneck | None = None  # always None: a run does not tell what it was bound by
-
-    def as_dict(self) -> dict[str, Any]:
-        """The measurement as JSON types."""
-        return dict(document.encode(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,17 +97,18 @@ def _check_needs(plan: Plan, shape: ModelShape) -> None:
     """PlanError where the settings take more memory than the plan says."""
     settings = plan.settings
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
+    least = least_kv_ram_bytes(shape, settings.context_tokens)
+    if settings.kv_ram_bytes is not None and settings.kv_ram_bytes < least:
+        raise PlanError(
+            f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; {settings.context_tokens} tokens of context need "
+            f"at least {least}"
+        )
     if settings.loop == HYBRID:
         right = split_needs(plan, shape)
     elif settings.stream_slots:
-        right = streamed_needs(shape, plan.budget, **tokens, slots=settings.stream_slots)
+        slots, kept_bytes = settings.stream_slots, settings.kv_ram_bytes
+        right = streamed_needs(shape, plan.budget, **tokens, slots=slots, kv_ram_bytes=kept_bytes)
     elif settings.kv_ram_bytes is not None:
-        least = least_kv_ram_bytes(shape, settings.context_tokens)
-        if settings.kv_ram_bytes < least:
-            raise PlanError(
-                f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; {settings.context_tokens} tokens of context need "
-                f"at least {least}"
-            )
         kept = {**tokens, "kv_ram_bytes": settings.kv_ram_bytes}
         right = spilled_needs(shape, plan.budget, settings.weights_form, **kept)
     else:

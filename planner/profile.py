@@ -8,7 +8,6 @@ Invariant: a profile in use describes the machine it is used on, with the softwa
 """
 
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import pairwise
-from math import ceil, exp, log2
+from math import exp, log2
 from math import log as ln
 from pathlib import Path
 
@@ -33,9 +32,11 @@ from gpu_kernels.bandwidth import GpuRates, measure_rates
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key, probe
 from planner import document, profile_kernels
-from planner.budget import cgroup_cpu_quota
+from planner.folders import cache_folder
+from planner.host import available_threads, cpu_name
 from planner.machine import KernelPoint
 from planner.planned_draft import LearnedAcceptance
+from planner.prediction import Residual
 from planner.profile_kernels import KernelPoints
 
 log = logging.getLogger("strata.planner.profile")
@@ -48,14 +49,6 @@ _RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
 _MEASURING_LIMIT_S = 60
 _DEQUANTIZE_BYTES = 1 << 20
 _SAMPLE_BYTE = 0x35  # in every format a scale and weights that are ordinary numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """Measured over predicted time, averaged over `runs` earlier runs: 1.3 means 30% slower than predicted."""
-
-    factor: float
-    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,23 +216,6 @@ def record_hits(profile: Profile, model: str, slots: int, hit_rate: float, path:
     return profile
 
 
-def cache_folder() -> Path:
-    """Where strata keeps what it can make again: `$XDG_CACHE_HOME/strata`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return folder / "strata"
-
-
-def spill_folder() -> Path:
-    """Where the files lie that keys and values go to which RAM has no room for."""
-    return cache_folder() / "kv-spill"
-
-
-def stores_folder(folder: Path | None = None) -> Path:
-    """Where the stores of models lie that stream from flash: `folder`, or the usual one for None."""
-    return cache_folder() / "stores" if folder is None else folder
-
-
 def save(profile: Profile, path: Path | None = None) -> None:
     """Store `profile` as a whole or not at all; a folder that cannot be written is logged, not an error."""
     path = path or cache_folder() / "profile.json"
@@ -256,26 +232,6 @@ def save(profile: Profile, path: Path | None = None) -> None:
                 raise
     except OSError as error:
         log.info("the profile is not kept: cannot write %s (%s)", path, error.strerror)
-
-
-def available_threads(root: Path = Path("/")) -> int:
-    """Threads worth starting: the physical cores this process may use, within its control group's CPU time."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
-    quota = cgroup_cpu_quota(root)
-    return max(1, min(allowed, physical, ceil(quota) if quota else allowed))
-
-
-def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model"):
-                return value.strip()
-    except OSError as error:
-        log.debug("no processor name from the kernel: %s", error)
-    return platform.processor() or platform.machine()
 
 
 def stored(path: Path | None = None) -> Profile | None:

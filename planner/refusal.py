@@ -5,12 +5,50 @@ Knows nothing about how plans are searched.
 
 from offload.errors import DoesNotFitError
 from planner.budget import MIB, Budget, format_size
+from planner.kv_spill import least_kv_ram_bytes
+from planner.memory import memory_needs
 from planner.model_shape import ModelShape
 from planner.plan import MemoryNeeds
+from planner.question import Question
+from planner.streamed import least_slots, streamed_needs
+from planner.ways import HYBRID, MIN_CHUNK_TOKENS, default_context, longest_context, ways_for
 
 # Common types with their bits a weight in whole models, as llama.cpp's table of its quantisations gives them for an
 # 8B Llama, rounded up; larger first.
 COMMON_TYPES = {"Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0, "Q2_K": 3.2}
+
+
+def refused(question: Question) -> DoesNotFitError:
+    """Why nothing that this version executes fits, with the nearest that does."""
+    if question.wish.loop == HYBRID:
+        return DoesNotFitError(
+            f"no part of {question.model.path} fits {format_size(question.budget.gpu_bytes)} of GPU memory "
+            f"({question.budget.gpu_source}) beside what a prompt needs, with the rest in "
+            f"{format_size(question.budget.ram_bytes)} of RAM",
+            needed_bytes=0,
+            available_bytes=question.budget.gpu_bytes,
+            hint="give it more of both, a shorter context (-c), or leave out --loop hybrid",
+        )
+    ways = ways_for(question.wish.loop, question.shape, has_gpu=False)
+    way = ways[-1]
+    wanted = question.wish.context_tokens or default_context(question.shape)
+    if way.streams:
+        held = {"context_tokens": wanted, "chunk_tokens": 1, "slots": least_slots(question.shape, 1)}
+        kept = min(least_kv_ram_bytes(question.shape, wanted), question.shape.kv_bytes_per_token * wanted)
+        smallest = streamed_needs(question.shape, question.budget, **held, kv_ram_bytes=kept)
+    else:
+        chunk = min(MIN_CHUNK_TOKENS, wanted)
+        options = {"context_tokens": wanted, "chunk_tokens": chunk}
+        smallest = memory_needs(question.shape, question.budget, way.device, way.form, **options)
+    shorter = longest_context(question.shape, question.budget, ways, wanted)
+    return refusal(
+        question.model.path,
+        question.shape,
+        question.budget,
+        smallest.ram,
+        context_tokens=wanted,
+        fitting_context_tokens=shorter.context_tokens if shorter is not None else None,
+    )
 
 
 def refusal(

@@ -17,7 +17,8 @@ from planner.items import POPULARITY_EXPONENT
 from planner.machine import Flash
 from planner.memory import memory_needs, packed_activations_bytes, packed_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
-from planner.plan import Bottleneck, Needs, Settings, WeightsForm
+from planner.plan import Needs, Settings, WeightsForm
+from planner.prediction import Bottleneck
 
 PAGE_BYTES = 4096
 READ_SHARE = 0.9  # of the drive's rate: between a layer's last read and the next one's first it idles
@@ -91,15 +92,25 @@ def missed_bytes(shape: ModelShape, curve: HitCurve, *, slots: int, tokens: int)
     return total * used * (1 - hit)
 
 
-def streamed_needs(shape: ModelShape, budget: Budget, *, context_tokens: int, chunk_tokens: int, slots: int) -> Needs:
-    """Bytes of RAM with that many slots and all that is not streamed."""
+def streamed_needs(
+    shape: ModelShape,
+    budget: Budget,
+    *,
+    context_tokens: int,
+    chunk_tokens: int,
+    slots: int,
+    kv_ram_bytes: int | None = None,
+) -> Needs:
+    """Bytes of RAM with that many slots and all that is not streamed; `kv_ram_bytes`: see `Settings`."""
     needs = memory_needs(
         shape, budget, Device.CPU, WeightsForm.PACKED, context_tokens=context_tokens, chunk_tokens=chunk_tokens
     )
     streamed = sum(packed_bytes(unit) for unit in streamed_units(shape))
+    spilled = 0 if kv_ram_bytes is None else shape.kv_bytes_per_token * context_tokens - kv_ram_bytes
     ram = replace(
         needs.ram,
         weights_bytes=needs.ram.weights_bytes - streamed,
+        kv_bytes=needs.ram.kv_bytes - spilled,
         slots_bytes=slots * slot_bytes(shape),
         activations_bytes=packed_activations_bytes(shape, min(chunk_tokens, context_tokens)),
         buffers_bytes=needs.ram.buffers_bytes + DEPTH * HUGE_PAGE_BYTES,
@@ -108,19 +119,28 @@ def streamed_needs(shape: ModelShape, budget: Budget, *, context_tokens: int, ch
 
 
 def step_seconds(
-    shape: ModelShape, cpu_seconds: float, streaming: Streaming, settings: Settings, tokens: int
+    shape: ModelShape,
+    cpu_seconds: float,
+    streaming: Streaming,
+    settings: Settings,
+    tokens: int,
+    *,
+    read_ahead_s: float = 0.0,
 ) -> Mapping[Bottleneck, float]:
     """Seconds of a step of `tokens` tokens whose arithmetic takes `cpu_seconds`, by what they are spent with.
 
     Where a step uses all of a layer it is read ahead, behind the arithmetic of the layers before. Else reads wait for
-    their layer's router, and of the arithmetic only that of experts which are there goes on meanwhile.
+    their layer's router, and of the arithmetic only that of experts which are there goes on meanwhile. `read_ahead_s`:
+    what the drive takes beside for reads that need not wait, but for those of the first layer.
     """
     missed = missed_bytes(shape, streaming.curve, slots=settings.stream_slots, tokens=tokens)
     reading = missed / read_bytes_per_s(shape, streaming.flash)
     packing = missed / (PACK_BYTES_PER_S * settings.threads)
-    arriving = max(reading, packing)
+    first = read_ahead_s / num_layers(shape)
     if _used_share(shape, tokens) >= DENSE_SHARE:  # what is packed takes the time of those who compute
-        arriving = max(reading - cpu_seconds, packing)
+        arriving = max(reading + read_ahead_s - first - cpu_seconds, packing) + first
+    else:
+        arriving = max(reading, packing) + max(read_ahead_s - first - cpu_seconds, 0.0) + first
     return {Bottleneck.FLASH: arriving, Bottleneck.RAM_BANDWIDTH: cpu_seconds}
 
 

@@ -8,6 +8,7 @@ simulated, not run.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from offload.errors import RequestError
 from offload.tiers import Device, Tier
@@ -52,6 +53,7 @@ EXECUTED = (
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED, spills=True),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED, streams=True),
+    Way(PROGRAM, Device.CPU, WeightsForm.PACKED, streams=True, spills=True),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.FLOAT32),
     Way(SEQUENTIAL, Device.CPU, WeightsForm.QUANTISED),
     Way(LLAMA_CPP, Device.GPU, WeightsForm.PACKED),
@@ -103,7 +105,7 @@ def fitting(
     for way in ways:
         if way.device not in found and (fit := fit_way(shape, budget, way, wanted, kv_ram_bytes)) is not None:
             found[way.device] = fit
-    if not found and context_tokens is None and (shorter := longest_context(shape, budget, ways[-1], wanted)):
+    if not found and context_tokens is None and (shorter := longest_context(shape, budget, ways, wanted, kv_ram_bytes)):
         return (shorter,)
     return tuple(found.values())
 
@@ -118,7 +120,10 @@ def fit_way(
 ) -> Fit | None:
     """This way of holding the model with the largest prefill chunk that fits; `kv_ram_bytes` as for `fitting`."""
     if way.streams:
-        return _fit_streamed(shape, budget, way, context_tokens)
+        kept = kv_ram_bytes if way.spills else None
+        if way.spills and kept is None:
+            kept = least_kv_ram_bytes(shape, context_tokens)
+        return _fit_streamed(shape, budget, way, context_tokens, kept)
     if way.spills:
         return _fit_spilled(shape, budget, way, context_tokens, kv_ram_bytes)
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
@@ -154,26 +159,35 @@ def spilled_needs(
     return replace(needs, ram=replace(needs.ram, kv_bytes=needs.ram.kv_bytes - spilled))
 
 
-def _fit_streamed(shape: ModelShape, budget: Budget, way: Way, context_tokens: int) -> Fit | None:
+def _fit_streamed(
+    shape: ModelShape, budget: Budget, way: Way, context_tokens: int, kv_ram_bytes: int | None
+) -> Fit | None:
     """As many slots as there is room for, with the largest chunk whose tokens' needs of a layer they can hold."""
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
+    if kv_ram_bytes is not None:
+        kv_ram_bytes = min(kv_ram_bytes, all_kv_bytes(shape, context_tokens))
+    needs_of = partial(streamed_needs, shape, budget, context_tokens=context_tokens, kv_ram_bytes=kv_ram_bytes)
     while True:
-        needs = streamed_needs(shape, budget, context_tokens=context_tokens, chunk_tokens=chunk, slots=0)
+        needs = needs_of(chunk_tokens=chunk, slots=0)
         slots = min((budget.ram_bytes - needs.ram.needed_bytes) // slot_bytes(shape), all_slots(shape))
         if slots >= least_slots(shape, chunk):
-            needs = streamed_needs(shape, budget, context_tokens=context_tokens, chunk_tokens=chunk, slots=slots)
-            return Fit(way, context_tokens, chunk, needs, slots)
+            needs = needs_of(chunk_tokens=chunk, slots=slots)
+            return Fit(way, context_tokens, chunk, needs, slots, kv_ram_bytes=kv_ram_bytes)
         if chunk == 1:
             return None
         chunk //= 2
 
 
-def longest_context(shape: ModelShape, budget: Budget, way: Way, below: int) -> Fit | None:
-    """The longest context of at most `below` tokens that fits in this way, in steps of 64."""
+def longest_context(
+    shape: ModelShape, budget: Budget, ways: Sequence[Way], below: int, kv_ram_bytes: int | None = None
+) -> Fit | None:
+    """The longest context of at most `below` tokens that fits on the CPU in any of the ways, in steps of 64."""
+    usable = [way for way in ways if way.device is Device.CPU]
     best, low, high = None, 1, below // _CONTEXT_STEP
     while low <= high:
         middle = (low + high) // 2
-        fit = fit_way(shape, budget, way, middle * _CONTEXT_STEP)
+        fits = (fit_way(shape, budget, way, middle * _CONTEXT_STEP, kv_ram_bytes) for way in usable)
+        fit = next((fit for fit in fits if fit is not None), None)
         if fit is None:
             high = middle - 1
         else:

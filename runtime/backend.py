@@ -6,20 +6,20 @@ Each loop brings libraries that take their time to import, so each is imported w
 
 import logging
 from collections.abc import Callable
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from cpu_kernels.tuning import Tuning
 from offload.errors import DeviceError, PlanError
+from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from planner import gpu_products
+from planner.folders import spill_folder, stores_folder
 from planner.hybrid import brought_slots
 from planner.hybrid_memory import kv_tokens
 from planner.hybrid_rates import expert_rates
 from planner.hybrid_split import split_of
 from planner.model_shape import ModelShape
 from planner.plan import Plan, Settings, WeightsForm
-from planner.profile import spill_folder, stores_folder
 from planner.solve import question_of
 from planner.spread import machine_of
 from planner.ways import HYBRID, LLAMA_CPP, PROGRAM, SEQUENTIAL
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from gpu_kernels.device import GpuDevice
     from gpu_kernels.kernels import Kernels
     from runtime.executor.hybrid.executor import HybridExecutor
-    from runtime.executor.hybrid.rates import HybridRates
     from runtime.executor.program.kv_tiers import KVTiers
     from runtime.streamed import StreamedWeights
 
@@ -123,35 +122,35 @@ def _gpu_kernels(gguf: GGUFFile, device: "GpuDevice") -> "Kernels":
     return kernels
 
 
-def _hybrid_rates(gguf: GGUFFile, plan: Plan) -> "HybridRates | None":
+def _hybrid_rates(gguf: GGUFFile, plan: Plan) -> ExpertRates | None:
     """By which experts are brought to the GPU for a step; None where there are none to be brought."""
-    from runtime.executor.hybrid.rates import HybridRates  # noqa: PLC0415
-
     question = question_of(plan, gguf)
     settings = plan.settings
     rates = expert_rates(question.shape, machine_of(question), settings.threads, streams=settings.stream_slots > 0)
-    return None if rates is None or not plan.settings.gpu_slots else HybridRates(*astuple(rates))
+    return rates if plan.settings.gpu_slots else None
 
 
 def _program(gguf: GGUFFile, model: Model, settings: Settings, on_load: Progress | None) -> Executor:
     from cpu_kernels.isa import current as current_isa  # noqa: PLC0415
-    from runtime.executor.program import ProgramExecutor  # noqa: PLC0415 - brings llvmlite and numba
+    from runtime.executor.program.executor import (  # noqa: PLC0415 - brings llvmlite and numba
+        CHUNK_TOKENS,
+        ProgramExecutor,
+    )
     from runtime.panels import PanelWeights  # noqa: PLC0415
 
-    isa = current_isa()
+    isa, threads = current_isa(), settings.threads
     tuning = _followed(settings.tuning, isa)
-    if not settings.stream_slots:
-        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, tuning=tuning)
-        weights.load(on_load)
-        executor = ProgramExecutor(
-            model, weights, threads=settings.threads, kv_policy=settings.kv, kv_tiers=_kv_tiers(model, settings)
-        )
-    else:
-        streamed = _streamed(gguf, model, isa, settings, tuning)
-        weights = PanelWeights(gguf, model, isa=isa, threads=settings.threads, streamed=streamed, tuning=tuning)
-        weights.load(on_load)
-        threads, chunk = settings.threads, settings.prefill_chunk_tokens
-        executor = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk, kv_policy=settings.kv)
+    streamed = _streamed(gguf, model, isa, settings, tuning) if settings.stream_slots else None
+    weights = PanelWeights(gguf, model, isa=isa, threads=threads, streamed=streamed, tuning=tuning)
+    weights.load(on_load)
+    executor = ProgramExecutor(
+        model,
+        weights,
+        threads=threads,
+        chunk_tokens=CHUNK_TOKENS if streamed is None else settings.prefill_chunk_tokens,
+        kv_policy=settings.kv,
+        kv_tiers=_kv_tiers(model, settings),
+    )
     executor.warm_up()
     return executor
 
@@ -166,7 +165,8 @@ def _kv_tiers(model: Model, settings: Settings) -> "KVTiers | None":
         return None
     shape = (model.block_count, model.head_count_kv, model.key_length, model.value_length, settings.context_tokens)
     slot_bytes = max(layout.chunk_bytes for layout in settings.kv.layouts(*shape))
-    return KVTiers(ChunkStore(SpillFile(spill_folder(), slot_bytes)), settings.kv_ram_bytes)
+    spill = SpillFile(spill_folder(), slot_bytes, in_parts=settings.kv_budget_tokens is not None)
+    return KVTiers(ChunkStore(spill), settings.kv_ram_bytes, [layer.sliding_window for layer in model.layers])
 
 
 def _streamed(gguf: GGUFFile, model: Model, isa: "ISA", settings: Settings, tuning: Tuning | None) -> "StreamedWeights":

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Protocol
 
 from offload.errors import RequestError, StrataError
+from runtime.batch_lines import BatchLine, LineError, read_lines
 from runtime.batch_records import BatchAnswer, answer_record, error_record
-from runtime.batch_requests import BatchDefaults, BatchLine, BatchRequest, LineError, PreparedRequest, read_lines
+from runtime.batch_requests import BatchDefaults, BatchRequest, PreparedRequest
 from runtime.journal import Journal
 from runtime.sampler import check_integer
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.batch_requests import BatchLine, BatchRequest, LineError
+from runtime.batch_lines import BatchLine, LineError
+from runtime.batch_requests import BatchRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A model ready to answer: the plan, the weights it placed, the tokenizer and the loop that samples.
+"""A model that answers: plans where it is not told how, loads by the plan, and steps the sequences of each answer.
 
 Knows nothing of terminals or files of prompts. Invariants: what a sequence yields does not depend on the others that
 run beside it; the KV caches of all sequences together hold at most the plan's context.
@@ -6,54 +6,42 @@ run beside it; the KV caches of all sequences together hold at most the plan's c
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cpu_kernels.kv_policy import KVPolicy
 from offload.cache_counts import CacheCounts
-from offload.closing import Closing, closed_on_error
-from offload.errors import RequestError, SequenceError
+from offload.errors import SequenceError
 from offload.gguf import GGUFFile
-from offload.routing_trace import TraceRecorder, model_name
 from planner.budget import Budget
 from planner.cost import record_run
 from planner.gpu_choice import FOUND
 from planner.kv import kv_type
-from planner.plan import Measurement, Plan
+from planner.plan import Plan
 from planner.plan_check import check_runnable
+from planner.prediction import Measurement
 from planner.solve import AUTO, plan_here
-from runtime.backend import make_executor
-from runtime.chat_template import ChatTemplate
-from runtime.executor.base import GpuExecutor, RoutedExecutor, Step
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
+from runtime.loaded_model import LoadedModel, Progress
 from runtime.measured import measurement
 from runtime.replan import Replan
 from runtime.running_batch import RunningBatch, SizedRequest
 from runtime.sampler import SamplingParams
 from runtime.session import RowsSource, Session
-from runtime.session_rows import RowsKeys
 from runtime.shared_prefix import SharedPrefixes
 from runtime.speculative.known import draft_wish
 from runtime.speculative.options import DraftOptions
-from runtime.speculative.speculation import Speculation, make_speculation
+from runtime.speculative.speculation import Speculation
 from runtime.stepper import Stepper
 from runtime.text import ModelText
-from runtime.tokenizer import Tokenizer
 from runtime.trace import Trace
 
 log = logging.getLogger("strata.engine")
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total): bytes while loading, tokens while a prompt is read."""
 
-
-class Engine(Closing):
+class Engine(LoadedModel):
     """Loads a GGUF file by a plan and answers prompts; a context manager.
 
     `source` is a path or an open file (which the engine then owns). Options left out are chosen by the planner;
@@ -84,11 +72,11 @@ class Engine(Closing):
         draft: DraftOptions | None = None,
         on_load: Progress | None = None,
     ) -> None:
-        self._gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
-        self.text = text or ModelText(self._gguf, chat_template=chat_template)
-        self.plan = (
-            plan_here(
-                self._gguf,
+        gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
+        text, draft = text or ModelText(gguf, chat_template=chat_template), draft or DraftOptions()
+        if plan is None:
+            plan = plan_here(
+                gguf,
                 context_tokens=context_tokens,
                 threads=threads,
                 budget=budget,
@@ -101,38 +89,15 @@ class Engine(Closing):
                 ),
                 kv_is_free=cache_type_k == cache_type_v == AUTO,
                 kv_ram_bytes=kv_ram_bytes,
-                drafts=draft_wish(draft or DraftOptions(), self._gguf, self.text.tokenizer),
+                drafts=draft_wish(draft, gguf, text.tokenizer),
             )
-            if plan is None
-            else check_runnable(plan, self._gguf)
-        )
-        self.executor = make_executor(self._gguf, self.plan, on_load=on_load)
-        with closed_on_error(self.executor):
-            self._drafts = make_speculation(draft or DraftOptions(), self._gguf, self.text, self.plan, self.executor)
+        else:
+            check_runnable(plan, gguf)
+        super().__init__(gguf, text, plan, draft=draft, on_load=on_load)
         self._stepper = Stepper(self.plan, self.executor, self._drafts)
         self._prefixes = SharedPrefixes(self.executor)
         self.measured: Measurement | None = None
         self.rows: RowsSource | None = None  # of new sequences: where rows that were computed before may lie
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file's own vocabulary."""
-        return self.text.tokenizer
-
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        """The file's chat template, or the one that was given in its place."""
-        return self.text.chat_template
-
-    @property
-    def model_id(self) -> str:
-        """Names the model in answers and journals: the file's name."""
-        return self._gguf.path.name
-
-    @property
-    def context_tokens(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self.plan.settings.context_tokens
 
     @property
     def shared_tokens(self) -> int:
@@ -147,18 +112,6 @@ class Engine(Closing):
     def session(self) -> Session:
         """A KV cache for a conversation: pass it to `generate` so that only new tokens are computed."""
         return Session(self.executor.new_kv(self.context_tokens), self.rows)
-
-    def rows_keys(self) -> RowsKeys:
-        """What rows of KV that this engine computes are kept under."""
-        return RowsKeys(self._gguf, self.plan)
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: text is encoded with the special tokens that the model wants, ids are taken as is."""
-        return self.text.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
-
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation by the chat template; see `ModelText.chat_ids`."""
-        return self.text.chat_ids(messages)
 
     def generate(
         self,
@@ -246,22 +199,6 @@ class Engine(Closing):
                 return
             yield from batch.advance()
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after every token of `ids`, computed from an empty cache: float32 (tokens, vocabulary)."""
-        check_prompt(ids, self.tokenizer.vocab_size, len(ids) + 1)
-        if len(ids) > self.context_tokens:
-            raise RequestError(f"{len(ids)} tokens do not fit the context of {self.context_tokens}")
-        kv = self.executor.new_kv(len(ids))
-        chunk = self.plan.settings.prefill_chunk_tokens
-        parts = (ids[start : start + chunk] for start in range(0, len(ids), chunk))
-        return np.concatenate([self.executor.forward([Step(part, kv)], logits="all")[0] for part in parts])
-
-    def record_routing(self) -> TraceRecorder:
-        """Collects which experts tokens use from now on; RequestError where no program runs routed experts."""
-        if not isinstance(self.executor, RoutedExecutor):
-            raise RequestError(f"the {self.plan.settings.loop} loop records no routing", hint="use --loop program")
-        return self.executor.record_routing(model_name(self._gguf))
-
     @property
     def speculation(self) -> Speculation | None:
         """The drafts that answers are decoded with."""
@@ -283,14 +220,6 @@ class Engine(Closing):
             self.speculation.learn()
         return self.measured
 
-    def close(self) -> None:
-        """Free weights and helper processes."""
-        if self._drafts is not None:
-            self._drafts.close()
-        self.executor.close()
-        self.text.close()
-        self._gguf.close()
-
     def _sized(self, index: int, request: Request) -> SizedRequest:
         """The request with its token ids and the KV rows it may come to need."""
         ids = self.prompt_ids(request.prompt)
@@ -308,19 +237,7 @@ class Engine(Closing):
             self._stepper.foresee(generation, begin(session=own, sampling=sampling))
         return generation
 
-    @property
-    def cache_counts(self) -> CacheCounts | None:
-        """What the cache of streamed weights has seen; None where all are in RAM."""
-        return self.executor.cache_counts if isinstance(self.executor, RoutedExecutor) else None
-
-    @property
-    def expert_counts(self) -> CacheCounts | None:
-        """Where experts were found: on the GPU, where its layers have some, else in the cache of streamed weights."""
-        found = self.executor.gpu_expert_counts if isinstance(self.executor, GpuExecutor) else None
-        return self.cache_counts if found is None else found
-
     def _measurement(self, generation: Generation, before: CacheCounts | None) -> Measurement:
         """`before`: when the prompt had been read."""
         counts = self.expert_counts if self.plan.model.expert_count else None
-        gpu_bytes = self.executor.gpu_bytes if isinstance(self.executor, GpuExecutor) else None
-        return measurement(generation, counts, before, gpu_bytes=gpu_bytes)
+        return measurement(generation, counts, before, gpu_bytes=self.gpu_bytes)

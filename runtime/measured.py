@@ -4,7 +4,7 @@ Knows nothing of how it was computed or predicted.
 """
 
 from offload.cache_counts import CacheCounts
-from planner.plan import Measurement
+from planner.prediction import Measurement
 from runtime.generation import Generation
 from runtime.process import peak_ram_bytes
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from planner.budget import RAM_MARGIN_MIN_BYTES, format_size, free_ram
 from planner.figures import figures, plural
-from planner.plan import Measurement, Plan
+from planner.plan import Plan
+from planner.prediction import Measurement
 from planner.ways import MIN_CHUNK_TOKENS
 from runtime.drift import WINDOW_TOKENS, Drift, DriftWatch, ThreadTrial, other_threads
 from runtime.executor.base import Executor, RoutedExecutor, ThreadedExecutor

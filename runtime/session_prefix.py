@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from offload.kv_session_folder import BlockFolder
-from planner.profile import cache_folder
+from planner.folders import cache_folder
 from runtime.executor.base import KVHandle
 from runtime.executor.saved_rows import SavedRows
 from runtime.session_rows import KeptRows, RowsKeys

@@ -13,6 +13,7 @@ from planner.plan import Plan
 from runtime.executor.base import Executor, RoutedExecutor
 from runtime.generation import Generation, Piece
 from runtime.replan import Replanner
+from runtime.speculative.pass_times import NEAR
 from runtime.speculative.sequence import Passed, PlainTokens
 from runtime.speculative.speculation import Speculation
 from runtime.trace import Trace
@@ -29,6 +30,7 @@ class Stepper:
         self._idle: tuple[Generation, ...] = ()  # the sequences for which drafts are put off
         self._plain_tokens = 0  # that each still gets meanwhile
         self._idled = 0  # that each got
+        self._computed_s = 0.0  # by the last plain step
 
     @property
     def needs_answers(self) -> bool:
@@ -79,7 +81,7 @@ class Stepper:
         if self._idle == tuple(generations) and self._plain_tokens:
             self._plain_tokens -= 1
             self._idled += 1
-            return self._plain(generations)
+            return self._idle_step(self.speculation, generations)
         self._end_idling()
         if not all(generation.pieces for generation in generations):
             for generation in generations:
@@ -88,8 +90,15 @@ class Stepper:
         passed = self._drafted(self.speculation, generations)
         if isinstance(passed, PlainTokens):
             self._idle, self._plain_tokens, self._idled = tuple(generations), passed.count - 1, 1
-            return self._plain(generations)
+            return self._idle_step(self.speculation, generations)
         return passed
+
+    def _idle_step(self, speculation: Speculation, generations: Sequence[Generation]) -> list[Piece | None]:
+        """A step while drafts are put off; the last ones are what the next drafts are held against."""
+        pieces = self._plain(generations)
+        if self._plain_tokens < NEAR:
+            speculation.passed_plainly(len(generations), self._computed_s)
+        return pieces
 
     def _drafted(self, speculation: Speculation, generations: Sequence[Generation]) -> list[Piece | None] | PlainTokens:
         """A step with drafts, unless they are best put off."""
@@ -129,6 +138,7 @@ class Stepper:
         steps = [generation.next_step(replanner.chunk_tokens) for generation in generations]
         rows = self._executor.forward(steps)
         computed = time.perf_counter()
+        self._computed_s = computed - started
         pieces = [generation.advance(row[-1]) for generation, row in zip(generations, rows, strict=True)]
         ended = time.perf_counter()
         if self._trace is not None:

@@ -1,10 +1,12 @@
 """Measures decode behind a long context of which a part lies on flash, beside its bounds and the plan's prediction.
 
     python scripts/bench_spilled_kv.py MODEL.gguf [--depth N] [--context N] [--kv-ram SIZE | --budget SIZE]
-        [--limit-mib M] [--tokens N] [--threads T] [--no-bounds] [--json]
+        [--kv-budget B] [--limit-mib M] [--tokens N] [--threads T] [--no-bounds] [--json]
 
 The cache is filled with random numbers. The bounds are the drive's, which reads what a step reads and does nothing
 else, and the processor's, with all keys and values in RAM (unless --no-bounds); logits must be the same bits in both.
+With --kv-budget tokens that choose what they read are measured too, with as much RAM: random keys are the worst case,
+where what is chosen lies apart.
 With --limit-mib it runs in a memory control group of its own (version 1; needs root), whose peak is told.
 """
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--kv-ram")
     parser.add_argument("--budget")
+    parser.add_argument("--kv-budget", type=int)
     parser.add_argument("--limit-mib", type=int)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
@@ -59,16 +62,36 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """What was measured, by name; times in milliseconds."""
-    context = options.context or options.depth + 512
-    common = {"context_tokens": context, "threads": options.threads, "gpu": "off"}
-    types = {"cache_type_k": "f16", "cache_type_v": "f16"}
+    result, logits = spilled(options, None)
+    if options.kv_budget is not None:
+        part, _ = spilled(options, options.kv_budget)
+        part["share_of_bytes"] = round(part["read_mib"] / result["read_mib"], 4)
+        part["times_as_fast"] = round(result["decode_ms"][1] / part["decode_ms"][1], 2)
+        result |= {f"budget_{name}": value for name, value in part.items()}
+    if options.no_bounds:
+        return result
+    with Engine(options.model, **_wishes(options)) as engine:
+        assert isinstance(engine.executor, ProgramExecutor), "as the other"
+        kv = engine.executor.new_kv(engine.context_tokens)
+        fill(kv, options.depth)
+        times, plain = decoded(engine.executor, kv, options.tokens)
+    bound = max(1e3 * statistics.median(times), result.get("drive_ms", 0.0))
+    return result | {
+        "all_in_ram_ms": _quantiles(times),
+        "share_of_bound": round(bound / result["decode_ms"][1], 3),
+        "same_bits": bool(np.array_equal(logits, plain)),
+    }
+
+
+def spilled(options: argparse.Namespace, kv_budget: int | None) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Of an engine whose keys and values go to flash, read whole or as far as tokens choose; the last logits."""
     budget = None if options.budget is None else parse_budget(f"ram={options.budget}", measure_budget())
     ram = None if options.kv_ram is None else parse_size(options.kv_ram)
-    with Engine(options.model, **common, **types, budget=budget, kv_ram_bytes=ram) as engine:
+    with Engine(options.model, **_wishes(options), budget=budget, kv_ram_bytes=ram, kv_budget=kv_budget) as engine:
         executor = engine.executor
         assert isinstance(executor, ProgramExecutor), "the loop that spills"
         spill = executor.kv_tiers.store.spill
-        kv = executor.new_kv(context)
+        kv = executor.new_kv(engine.context_tokens)
         fill(kv, options.depth)
         before = 0 if spill is None else spill.read_bytes
         times, logits = decoded(executor, kv, options.tokens)
@@ -80,25 +103,19 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             "decode_ms": _quantiles(times),
             "read_mib": round(read / MIB, 1),
             "predicted_ms": round(1e3 / predicted.decode_tokens_per_s, 1),
+            "predicted_over_measured": round(1 / predicted.decode_tokens_per_s / statistics.median(times), 3),
             "notes": list(engine.plan.notes),
         }
         if spill is not None and not options.no_bounds:
             result["drive_ms"] = round(1e3 * drive_seconds(spill, kv), 1)
-    if options.no_bounds:
-        return result
-    with Engine(options.model, **common, **types) as engine:
-        assert isinstance(engine.executor, ProgramExecutor), "as the other"
-        kv = engine.executor.new_kv(context)
-        fill(kv, options.depth)
-        times, plain = decoded(engine.executor, kv, options.tokens)
-    bound = max(1e3 * statistics.median(times), result.get("drive_ms", 0.0))
-    middle = result["decode_ms"][1]
-    return result | {
-        "all_in_ram_ms": _quantiles(times),
-        "share_of_bound": round(bound / middle, 3),
-        "predicted_over_measured": round(result["predicted_ms"] / middle, 3),
-        "same_bits": bool(np.array_equal(logits, plain)),
-    }
+    return result, logits
+
+
+def _wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """What all engines are made with."""
+    context = options.context or options.depth + 512
+    types = {"cache_type_k": "f16", "cache_type_v": "f16"}
+    return {"context_tokens": context, "threads": options.threads, "gpu": "off", **types}
 
 
 def _quantiles(times: list[float]) -> list[float]:

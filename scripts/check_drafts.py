@@ -1,13 +1,15 @@
 """Check that drafts leave answers as they are: tokens of plain decoding, from every source, at depths of 1 to 16.
 
-    python scripts/check_drafts.py [TARGET...] [--list] [--prompts 100] [--depths 4] [--tokens 24] [--models FOLDER]
+    python scripts/check_drafts.py [TARGET...] [--list] [--first 0] [--prompts 100] [--depths 4] [--tokens 24]
+        [--models FOLDER]
 
 Targets are the built-in model and the trained ones beside the project, where they lie: all in RAM, with experts
 streamed, wholly on a simulated GPU, and split between it and the CPU; `TARGET` is a part of a name that --list shows.
 Sources are a draft model, lookup, both, a feature head with random weights, and synthetic drafts, free and at a head's
 cost. Every prompt (MT-bench and HumanEval in equal numbers; without them the project's own) is answered greedily and
-with a seed, with each source at `--depths` of the sixteen depths, which rotate from prompt to prompt. Every draft is
-verified. Prints a line a target and source, and fails where an answer differs.
+with a seed, with each source at `--depths` of the sixteen depths, which rotate from prompt to prompt; `--first` leaves
+prompts out, so that a long check can be made in pieces. Every draft is verified. Prints a line a target and source, and
+fails where an answer differs.
 """
 
 import argparse
@@ -115,15 +117,14 @@ def every_target(models: Path) -> list[Target]:
     return [target for target in found if target.path.is_file() and target.draft.is_file()]
 
 
-def every_prompt(folder: Path, count: int) -> list[str]:
-    """Half of them questions of MT-bench, half functions of HumanEval; without those the project's own."""
+def every_prompt(folder: Path) -> list[str]:
+    """Questions of MT-bench and functions of HumanEval in turn; without those the project's own."""
     if not folder.is_dir():
-        return list(OWN_PROMPTS)[:count]
+        return list(OWN_PROMPTS)
     asked = (folder / "mt_bench_question.jsonl").read_text().splitlines()
     code = gzip.decompress((folder / "HumanEval.jsonl.gz").read_bytes()).decode().splitlines()
-    half = count // 2
-    questions = [json.loads(line)["turns"][0] for line in asked[: count - half]]
-    return [*questions, *(json.loads(line)["prompt"] for line in code[:half])]
+    pairs = zip(asked, code, strict=False)
+    return [text for one, two in pairs for text in (json.loads(one)["turns"][0], json.loads(two)["prompt"])]
 
 
 def plan_of(gguf: GGUFFile, place: str) -> Plan:
@@ -218,9 +219,12 @@ def depths_of(prompt: int, source: int, count: int) -> list[int]:
 
 
 def check_target(
-    target: Target, prompts: Sequence[str], *, depths: int | Sequence[int], tokens: int
+    target: Target, prompts: Sequence[str], *, depths: int | Sequence[int], tokens: int, first: int = 0
 ) -> dict[str, Found]:
-    """Answers of all sources against those of plain decoding, at these depths or at so many that rotate."""
+    """Answers of all sources against those of plain decoding, at these depths or at so many that rotate.
+
+    `first`: the number of the first of these prompts among all.
+    """
     with tempfile.TemporaryDirectory() as folder, GGUFFile.open(target.path) as gguf:
         head = Path(folder) / "head.npz"
         random_head(gguf, head)
@@ -232,7 +236,7 @@ def check_target(
                 (number, depth, prompt)
                 for number in range(len(sources))
                 for prompt in range(len(every))
-                for depth in (depths_of(prompt, number, depths) if isinstance(depths, int) else depths)
+                for depth in (depths_of(first + prompt, number, depths) if isinstance(depths, int) else depths)
             )
             results = {source.name: Found() for source in sources}
             for (number, depth), group in groupby(wanted, key=lambda one: one[:2]):
@@ -253,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", default=[""])
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--depths", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=24)
@@ -262,11 +267,12 @@ def main() -> None:
     if options.list:
         print("\n".join(target.name for target in chosen))
         return
-    prompts = every_prompt(DATA / "prompts", options.prompts)
+    prompts = every_prompt(DATA / "prompts")[options.first :][: options.prompts]
     answers = wrong = 0
     for target in chosen:
         began = time.perf_counter()
-        for name, found in check_target(target, prompts, depths=options.depths, tokens=options.tokens).items():
+        slices = {"depths": options.depths, "tokens": options.tokens, "first": options.first}
+        for name, found in check_target(target, prompts, **slices).items():
             answers, wrong = answers + found.answers, wrong + found.different + (found.failure is not None)
             print(
                 f"{target.name:36} {name:22} {found.answers:5} answers {found.different:4} differ  "

@@ -8,7 +8,8 @@ how often experts were found is learned, and then plan and run are made again. E
 simulated GPU's arithmetic, which a CPU cannot do in the time that a GPU takes: its operations are launched with their
 costs, its memory and its link are those of the description, and what it would compute, or arrange of what was copied to
 it, is left out; only what routers choose is drawn, so that experts are used as evenly as can be. All times are those of
-a simulation.
+a simulation. A line tells how quiet the machine was: what other programs used of its CPUs meanwhile, and at what rate
+its kernels read weights after the run, in proportion to the profile that the prediction is made of.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,18 @@ from planner.budget import measure_budget
 from planner.cost import ANSWER_TOKENS
 from planner.gpu_choice import chosen_gpu
 from planner.hybrid_hits import evened_slots, gpu_hits_key
+from planner.machine import KernelPoint
 from planner.plan import Plan
 from planner.profile import load_or_measure, record_hits
+from planner.profile_kernels import measure_apart
 from planner.question import Wish
 from planner.solve import HYBRID, question_here, solve
 from runtime.backend import hybrid_executor
 from runtime.executor.base import Step
 from runtime.executor.hybrid.executor import HybridExecutor
+from runtime.sampler import Sampler, SamplingParams
 from scripts.left_out import LeftOut
+from scripts.quiet import Others
 from scripts.random_gguf import write_model
 
 LIMIT = 0.10
@@ -98,15 +104,20 @@ def run_case(path: Path, case: Case) -> dict[str, Any]:
             kernels = LeftOut(plan.model.expert_count)
             executor = hybrid_executor(gguf, plan, kernels=kernels)
             try:
+                others = Others()
                 with patch.object(GpuMatrix, "write", kernels.nothing):
                     measured = _measured(executor, plan, case.prompt_tokens)
+                measured["others"] = others.share()
             finally:
                 executor.close()
             if not (slots := evened_slots(plan)) or gpu_hits_key(plan.model) in load_or_measure().hits:
                 break
             record_hits(load_or_measure(), gpu_hits_key(plan.model), slots, measured["hits"])
         predicted = plan.predicted
+        before, kind = load_or_measure(), case.quant_type.removesuffix("_M")
+        after = measure_apart([kind], before.threads)
         return {
+            "kernels": _read_rate(after.types[kind], case.threads) / _read_rate(before.kernels[kind], case.threads),
             "gpu_parts": _parts(plan),
             "bound_by": predicted.bottleneck.value,
             "predicted": {
@@ -133,9 +144,10 @@ def _measured(executor: HybridExecutor, plan: Plan, prompt_tokens: int) -> dict[
             executor.forward([Step(ids[start : start + chunk], kv)], logits="last" if last else "none")
         prefill.append(time.perf_counter() - started)
     steps, before = [], executor.gpu_expert_counts or CacheCounts()
+    sampler = Sampler(SamplingParams(seed=1), plan.model.vocab_size)
     for token in rng.integers(300, plan.model.vocab_size, ANSWER_TOKENS).tolist():
         started = time.perf_counter()
-        executor.forward([Step([token], kv)])
+        sampler.sample(executor.forward([Step([token], kv)])[0][-1], 0)
         steps.append(time.perf_counter() - started)
     return {
         "decode": 1 / statistics.fmean(sorted(steps)[: int(0.95 * len(steps))]),
@@ -143,6 +155,11 @@ def _measured(executor: HybridExecutor, plan: Plan, prompt_tokens: int) -> dict[
         "gpu_bytes": executor.gpu_bytes,
         "hits": (executor.gpu_expert_counts or CacheCounts()).since(before).hit_rate,
     }
+
+
+def _read_rate(points: Sequence[KernelPoint], threads: int) -> float:
+    """Bytes a second of weights that meet one token."""
+    return next(point.bytes_per_s for point in points if (point.threads, point.columns) == (threads, 1))
 
 
 def _parts(plan: Plan) -> str:
@@ -194,6 +211,8 @@ def _rows(options: argparse.Namespace, number: int, case: Case) -> list[dict[str
     if result["predicted"]["hits"] is not None:
         found = result["measured"]["hits"]
         print(f"    experts found on the GPU: predicted {result['predicted']['hits']:.0%}  measured {found:.0%}")
+    others = result["measured"]["others"]
+    print(f"    others used {others:.0%} of the CPUs; kernels afterwards {result['kernels']:.2f} of the profile")
     print(f"    GPU memory predicted {planned / 2**20:.0f} MiB  measured {held / 2**20:.0f} MiB", flush=True)
     return rows
 

@@ -107,7 +107,10 @@ def _attention(kernels: TritonKernels, tokens: int, *, is_int8: bool) -> None:
     norm = torch.ones(128)
     places = (torch.zeros(tokens, dtype=torch.int32), rotation, cache, lanes)
     kernels.heads(queries, keys, values, *places, query_norm=norm, key_norm=norm, eps=1e-6)
-    kernels.attention(queries, cache, lanes, torch.zeros((tokens, heads * 128)), scale=0.1)
+    out, marks = torch.zeros((tokens, heads * 128)), torch.zeros((tokens, 2 * heads))
+    kernels.attention(queries, cache, lanes, out, scale=0.1)
+    kernels.attention(queries, cache, lanes, out, scale=0.1, marks=marks)
+    kernels.join_parts(out, marks, torch.zeros((tokens, heads * (128 + 2))))
 
 
 def _rows(kernels: TritonKernels) -> None:

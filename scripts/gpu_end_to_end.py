@@ -18,7 +18,8 @@ from offload.gguf import GGUFFile
 from planner.budget import format_size, measure_budget
 from planner.gpu_choice import OFF, chosen_gpu
 from planner.model_shape import ModelShape
-from planner.plan import Measurement, Plan
+from planner.plan import Plan
+from planner.prediction import Measurement
 from planner.ways import HYBRID, PROGRAM
 from runtime.engine import Engine
 from runtime.sampler import SamplingParams

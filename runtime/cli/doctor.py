@@ -13,7 +13,8 @@ from gpu_kernels import capabilities
 from gpu_kernels.gpu_path import gpu_path
 from planner import gpu_products
 from planner.budget import format_size, measure_budget
-from planner.profile import cache_folder, load_or_measure
+from planner.folders import cache_folder
+from planner.profile import load_or_measure
 from runtime.cli import options
 from runtime.cli.console import write_json
 

@@ -11,8 +11,9 @@ from offload.errors import FlashError, ModelFormatError
 from offload.gguf import GGUFFile
 from offload.store import Store
 from planner.budget import format_size
+from planner.folders import stores_folder
+from planner.host import available_threads
 from planner.kernel_choice import measured_kernels
-from planner.profile import available_threads, stores_folder
 from runtime.architectures import describe
 from runtime.cli import options
 from runtime.cli.console import console, progress

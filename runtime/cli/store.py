@@ -10,7 +10,7 @@ from rich.table import Table
 from offload.errors import RequestError
 from offload.store_folder import StoreEntry, StoreState, list_stores, remove_store
 from planner.budget import format_size
-from planner.profile import stores_folder
+from planner.folders import stores_folder
 from runtime.cli.console import write_json
 from runtime.cli.options import AsJson
 from runtime.cli.pack import Folder

@@ -13,8 +13,8 @@ from offload.store import Store
 from offload.store_files import MANIFEST_NAME
 from offload.store_manifest import REBUILD_HINT
 from planner.budget import format_size
+from planner.folders import stores_folder
 from planner.kernel_choice import measured_kernels
-from planner.profile import stores_folder
 from runtime.architectures import describe
 from runtime.cli.console import progress
 from runtime.cli.options import model_path

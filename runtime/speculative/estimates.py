@@ -1,17 +1,13 @@
-"""What is known of drafts from those that were verified: chances by position and by a source's confidence, and times.
+"""What is known of drafts from those that were verified: chances by position and by a source's confidence.
 
-Pure bookkeeping: fed with what happened, it reads no clock. Invariant: estimates start at what was expected, and what
-lies further back counts less.
+Pure bookkeeping, fed with what happened. Invariant: estimates start at what was expected, and what lies further back
+counts less.
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-FIRST = 3
-OUTLIER = 3.0  # times the mean: what a measurement counts as at most
-NEW_SHARE = 0.2  # of a new measurement in a running mean
 KEPT = 0.95  # of earlier evidence, at each new one
 PRIOR_WEIGHT = 4.0  # an expectation counts as so many observations
 SLOPE = 0.5  # width of a bin of confidence, in units of its logit
@@ -22,28 +18,6 @@ EXPECTED_SHARE = 0.75  # of a source's confidence, before any was put to the tes
 
 Origin = tuple[str, int]
 """A source's name, and the rank of its choice."""
-
-
-@dataclass(slots=True)
-class RunningMean:
-    """A mean that follows change; a measurement far above it counts for a part.
-
-    The first one replaces what was expected, and of the first three the least counts: what disturbs a measurement makes
-    it longer.
-    """
-
-    value: float
-    measurements: int = 0
-
-    def add(self, value: float) -> None:
-        """Count a measurement."""
-        self.measurements += 1
-        if self.measurements == 1:
-            self.value = value
-        elif self.measurements <= FIRST:
-            self.value = min(self.value, value)
-        else:
-            self.value += NEW_SHARE * (min(value, OUTLIER * self.value) - self.value)
 
 
 @dataclass(slots=True)
@@ -132,39 +106,3 @@ class Ranks:
     def add(self, rank: int, *, right: bool) -> None:
         """Count one that was put to the test; 1 is the second choice."""
         self._chances[rank - 1].add(right=right)
-
-
-@dataclass(slots=True)
-class PassTimes:
-    """Seconds of a target's pass over n tokens: as `expected`, times what measurements of about as many ask for."""
-
-    expected: Callable[[int], float]
-    _measured: dict[int, RunningMean] = field(default_factory=dict)
-    _sizes: list[int] = field(default_factory=list)
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """Count a pass."""
-        if tokens not in self._measured:
-            self._measured[tokens] = RunningMean(seconds)
-            self._sizes = sorted(self._measured)
-        self._measured[tokens].add(seconds)
-
-    def measurements(self, tokens: int) -> int:
-        """Passes over as many tokens that were measured."""
-        return self._measured[tokens].measurements if tokens in self._measured else 0
-
-    def seconds(self, tokens: int) -> float:
-        """Of a pass over so many tokens; never less than over fewer that were measured next to it."""
-        if tokens in self._measured:
-            return self._measured[tokens].value
-        if not self._sizes:
-            return self.expected(tokens)
-        place = bisect_left(self._sizes, tokens)
-        below = self._sizes[max(place - 1, 0)]
-        above = self._sizes[min(place, len(self._sizes) - 1)]
-        share = (tokens - below) / (above - below) if above > below else 0.0
-        ratio = (1 - share) * self._ratio(below) + share * self._ratio(above)
-        return self.expected(tokens) * ratio
-
-    def _ratio(self, tokens: int) -> float:
-        return self._measured[tokens].value / self.expected(tokens)

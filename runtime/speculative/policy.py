@@ -2,8 +2,10 @@
 
 One policy serves all sequences of an engine that are answered alone, so that an answer begins with what earlier ones
 taught; one `for_lanes` those that are answered together, whose turns it counts in tokens of each. Knows nothing of
-tokens' meaning; reads no clock. Invariants: with `is_forced` every draft is verified; without, a turn whose worst case
-the account does not cover is not begun, and one that is not expected to pay is begun only as a probe.
+tokens' meaning; reads no clock. Whether drafts pay is told by passes with them and plain ones made in turn
+(`runtime.speculative.pass_times`): at first, and again after so many tokens that the plain ones cost `COMPARED_SHARE`
+of what drafts gain. Invariants: with `is_forced` every draft is verified; without, a turn whose worst case the account
+does not cover is not begun, and one that is not expected to pay is begun only as a probe.
 """
 
 from collections.abc import Sequence
@@ -13,11 +15,12 @@ from dataclasses import replace
 from planner.draft_depth import Costs, Depth, best_depth, best_tree, worth_verifying
 from runtime.speculative.account import Account
 from runtime.speculative.draft import Candidate, ChooseSeveral, GoesOn, Proposal, TreeGuide
-from runtime.speculative.estimates import Acceptance, Calibration, PassTimes, Ranks, RunningMean
+from runtime.speculative.estimates import Acceptance, Calibration, Ranks
+from runtime.speculative.pass_times import LEAST_PLAIN, PassTimes, RecentMedian
 from runtime.speculative.turn import Offer, Turn
 
-FIRST_PLAIN = 2  # tokens without drafts before the first: what they must beat is measured
-REFRESH_TOKENS = 128  # after which a plain token's time is measured again
+COMPARED_SHARE = 0.01  # of the time, for plain passes that drafted ones are compared with
+LEAST_COMPARED_TOKENS = 64  # from one comparison to the next
 PROBE_DRAFTS = 3
 LEAST_CREDIT = 0.05  # of a plain token's time: what must be there for drafts to be thought of
 LEAST_IDLE_TOKENS = 4
@@ -58,13 +61,15 @@ class Policy:
         self.acceptance = Acceptance(acceptance, most)
         self.ranks = Ranks(OTHERS)
         self.calibration = Calibration()
-        self._draft_s = RunningMean(draft_s)
-        self._read_s = RunningMean(draft_s * READING_TOKEN_SHARE)
-        self._exchange_s = RunningMean(0.0)
-        self._start_s = RunningMean(START_S)
+        self._draft_s = RecentMedian(draft_s)
+        self._read_s = RecentMedian(draft_s * READING_TOKEN_SHARE)
+        self._exchange_s = RecentMedian(0.0)
+        self._start_s = RecentMedian(START_S)
         self._advance_s = 0.0
-        self._recent_tokens, self._recent_s = 0.0, 0.0
-        self._since_plain = 0
+        self._recent_tokens, self._recent_passes = 0.0, 0.0
+        self._wanted_plain = LEAST_PLAIN
+        self._is_plains_turn = True
+        self._since_compared = 0.0
         self._since_drafts = 0
         self._gap = LEAST_GAP_TOKENS
         self._tree = Depth(0, 0.0)
@@ -74,9 +79,9 @@ class Policy:
         """One for so many sequences at once; what drafts are like is known to both, what passes take is not."""
         other = copy(self)
         other.lanes, other.most_tree = lanes, 0
-        other.times = PassTimes(self.times.seconds)
-        other._recent_tokens = other._recent_s = 0.0
-        other._since_plain = other._since_drafts = 0
+        other.times = PassTimes(self.times.seconds, lanes)
+        other._recent_tokens = other._recent_passes = other._since_compared = 0.0
+        other._wanted_plain, other._is_plains_turn, other._since_drafts = LEAST_PLAIN, True, 0
         other._gap = LEAST_GAP_TOKENS
         return other
 
@@ -84,12 +89,12 @@ class Policy:
         """What things take by now, where every sequence does the same."""
         lanes, seconds = self.lanes, self.times.seconds
         verify_s = seconds if lanes == 1 else (lambda tokens: seconds(lanes * tokens))
-        return Costs(lanes * self._draft_s.value, self._exchange_s.value, verify_s, seconds(lanes))
+        return Costs(lanes * self._draft_s.value, self._exchange_s.value, verify_s, self.plain_s)
 
     @property
     def plain_s(self) -> float:
         """Seconds of a pass without drafts."""
-        return self.times.seconds(self.lanes)
+        return self.times.plain_s
 
     def plain_tokens_before_start(self, account: Account, tokens: int) -> int:
         """How many more tokens to decode before an answer, that has `tokens` by now, can afford to begin drafting."""
@@ -110,7 +115,7 @@ class Policy:
             return Offer()
         if self.is_forced:
             return Offer(room, room, 1 << 30, self.costs().plain_rate, tree=tree_room)
-        if self.times.measurements(self.lanes) < FIRST_PLAIN or self._since_plain >= REFRESH_TOKENS:
+        if self._wanted_plain and self._is_plains_turn:
             return Offer()
         costs = self.costs()
         depth = best_depth(self.acceptance.chances(room), costs)
@@ -184,7 +189,12 @@ class Policy:
         """So many tokens were decoded without a thought of drafts."""
         account.add_plain(tokens * self.plain_s)
         self._since_drafts += tokens
-        self._since_plain = REFRESH_TOKENS
+
+    def passed_plainly(self, seconds: float) -> None:
+        """A pass without drafts was made."""
+        self.times.add(self.lanes, seconds)
+        self._wanted_plain = max(self._wanted_plain - 1, 0)
+        self._is_plains_turn = False
 
     def record(self, turns: Sequence[Turn], account: Account) -> None:
         """Learn from the turns of one pass, a sequence each, and count them."""
@@ -193,23 +203,36 @@ class Policy:
         tokens = sum(turn.accepted + 1 for turn in turns) / lanes
         for turn in turns:
             self._learn(turn)
-        self.times.add(sum(turn.verified + turn.before for turn in turns), verify_s)
         self._recent_tokens = RECENT_KEPT * self._recent_tokens + tokens
-        self._recent_s = RECENT_KEPT * self._recent_s + seconds
+        self._recent_passes = RECENT_KEPT * self._recent_passes + seconds / plain_s
         self._since_tree += 1
         if not any(turn.verified for turn in turns):
             account.add_plain(verify_s, seconds - verify_s)
-            self._since_plain = 0
+            self.passed_plainly(verify_s)
             self._since_drafts += 1
             return
+        self.times.add(sum(turn.verified + turn.before for turn in turns), verify_s)
         self._exchange_s.add(sum(turn.exchange_s for turn in turns))
         account.add(tokens, seconds, plain_s)
-        self._since_plain += round(tokens)
+        self._compare_later(tokens)
         self._since_drafts = 0
         if tokens * plain_s > seconds:
             self._gap = LEAST_GAP_TOKENS
         elif turns[0].is_probe:
             self._gap = min(2 * self._gap, MOST_GAP_TOKENS)
+
+    def _compare_later(self, tokens: float) -> None:
+        """After a pass with drafts that gave so many tokens: plain ones are due in turn with more of them, or later."""
+        self._is_plains_turn = True
+        self._since_compared += tokens
+        lost_tokens = LEAST_PLAIN * (self._recent_gain - 1.0)
+        if self._since_compared >= max(LEAST_COMPARED_TOKENS, lost_tokens / COMPARED_SHARE):
+            self._since_compared, self._wanted_plain = 0.0, LEAST_PLAIN
+
+    @property
+    def _recent_gain(self) -> float:
+        """Tokens of the last turns for the time of a plain pass."""
+        return self._recent_tokens / self._recent_passes if self._recent_passes else 1.0
 
     def _learn(self, turn: Turn) -> None:
         """From a turn's times, and from the candidates that were put to the test."""
@@ -247,8 +270,7 @@ class Policy:
 
     def _tokens_per_s(self, costs: Costs) -> float:
         """What time is worth: the speed of the last turns, or that without drafts where it is higher."""
-        recent = self._recent_tokens / self._recent_s if self._recent_s else 0.0
-        return max(recent, costs.plain_rate)
+        return max(self._recent_gain, 1.0) * costs.plain_rate
 
     @staticmethod
     def _affordable(costs: Costs, credit_s: float, room: int, draft_s: float) -> int:

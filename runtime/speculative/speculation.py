@@ -26,9 +26,9 @@ from runtime.generation import Generation, Piece
 from runtime.speculative.account import Account
 from runtime.speculative.choosers import Chooser
 from runtime.speculative.draft import DraftSource
-from runtime.speculative.estimates import PassTimes
 from runtime.speculative.loading import load_draft
 from runtime.speculative.options import DraftOptions
+from runtime.speculative.pass_times import PassTimes
 from runtime.speculative.policy import Policy
 from runtime.speculative.rejection import RejectionSampler
 from runtime.speculative.sequence import Passed, PlainTokens, SpeculativeSequence
@@ -123,6 +123,13 @@ class Speculation(Closing):
         if group is not None:
             group.policy.idled(passes, group.account)
             self.totals.add_idle(passes * lanes, lanes)
+
+    def passed_plainly(self, lanes: int, seconds: float) -> None:
+        """One of those passes took so long."""
+        if lanes == 1:
+            self.policy.passed_plainly(seconds)
+        elif (group := self._together.group(lanes)) is not None:
+            group.policy.passed_plainly(seconds)
 
     def settle(self, generation: Generation) -> None:
         """The next tokens are decoded without drafts, or there are none."""

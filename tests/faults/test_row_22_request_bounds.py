@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from offload.errors import RequestError
-from runtime.batch_requests import BatchDefaults, BatchRequest, LineError, parse_line
+from runtime.batch_lines import LineError, parse_line
+from runtime.batch_requests import BatchDefaults, BatchRequest
 from runtime.sampler import Sampler, SamplingParams
 from runtime.stop_strings import StopStrings
 

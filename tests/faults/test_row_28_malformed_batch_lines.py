@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import RequestError
-from runtime import batch_requests
+from runtime import batch_lines, batch_requests
 from runtime.batch import BatchSummary, run_batch
-from runtime.batch_requests import BatchDefaults, LineError, parse_line, read_lines
+from runtime.batch_lines import LineError, parse_line, read_lines
+from runtime.batch_requests import BatchDefaults
 from tests.support.batch_engine import FakeEngine
 
 GOOD = b'{"prompt": "fine"}'
@@ -64,7 +65,7 @@ def test_an_empty_batch(tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_requests, "MAX_LINE_BYTES", 65_536)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 65_536)
     long = b'{"prompt": "' + b"x" * 20_000_000 + b'"}'
     tracemalloc.start()
     try:
@@ -77,7 +78,7 @@ def test_a_line_too_long_is_passed_over_without_being_held(tmp_path: Path, monke
 
 
 def test_reading_a_line_too_long_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_requests, "MAX_LINE_BYTES", 65_536)
+    monkeypatch.setattr(batch_lines, "MAX_LINE_BYTES", 65_536)
     path = tmp_path / "in"
     path.write_bytes(b"x" * 20_000_000)
     tracemalloc.start()

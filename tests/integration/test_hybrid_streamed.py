@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offload.errors import FlashError
+from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from planner.budget import MIB, Budget
 from planner.gpu_choice import chosen_gpu
@@ -20,7 +21,6 @@ from planner.solve import question_here, solve
 from runtime.engine import Engine
 from runtime.executor import Step
 from runtime.executor.hybrid import HybridPlacement
-from runtime.executor.hybrid.rates import HybridRates
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
 from tests.support import programs
@@ -101,7 +101,7 @@ def test_experts_on_flash_are_brought_where_that_pays(folder: Path) -> None:
     path = generated(folder, "mixtral")
     tokens, rows = expected(path)
     placement = placed(expert_slots=2, seeds=(), brought_slots=6)
-    slow_drive = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e6)
+    slow_drive = ExpertRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e6)
     brought = {}
     for name, rates in (("fast", BRINGING_FROM_FLASH), ("slow", slow_drive), ("none", None)):
         with hybrid(path, placement, rates=rates, threads=2, stream_slots=6) as runner:

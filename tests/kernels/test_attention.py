@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from cpu_kernels.attention import (
     attention_row,
+    part_columns,
     partial_floats,
     pieces_of,
     split_attention_rows,
@@ -158,6 +159,68 @@ def test_attention_and_its_identity(case: Case, isa: ISA) -> None:
             assert (split(case, one, case.start + token, memory, isa, threads=threads) == out[token]).all()
     some = min(case.tokens, tile_tokens(case.heads, case.kv_heads))
     assert (split(case, queries[:some], case.start, memory, isa) == out[:some]).all()
+
+
+def part(
+    case: Case, queries: NDArray[np.float32], memory: Memory, pieces: int, isa: ISA | None, *, shares: bool
+) -> NDArray[np.float32]:
+    """What is told of the first pieces, by either way of sharing the work out."""
+    start = case.start + case.tokens - len(queries)
+    out = np.full((len(queries), part_columns(case.heads, case.value_length)), np.nan, np.float32)
+    scratch = np.full(partial_floats(case.heads, memory.layout, len(queries)), np.nan, np.float32)
+    place = (Matrix.of(out), Matrix.of(queries), memory.at)
+    options = {"tokens": len(queries), "start": start, "scale": case.scale, "isa": isa}
+    options |= {"window": case.window, "softcap": case.softcap}
+    if shares:
+        run(*split_attention_rows(*place, scratch=address(scratch), pieces=pieces, is_part=True, **options))
+    else:
+        run(attention_row(*place, part_pieces=pieces, **options))
+    return out
+
+
+PARTS = [
+    (Case(8, 2, 64, 64, tokens=1, start=1100), 2),
+    (Case(8, 2, 64, 64, tokens=1, start=1100), 0),
+    (Case(7, 1, 64, 64, tokens=3, start=600, window=100, softcap=5.0), 1),
+    (Case(7, 1, 64, 64, tokens=3, start=700, window=100), 1),  # all of the part is out of sight
+    (Case(2, 1, 32, 33, tokens=70, start=1024, window=550), 2),
+]
+
+
+@every_isa
+@pytest.mark.parametrize(("case", "pieces"), PARTS, ids=str)
+def test_a_part_and_the_rest_are_the_whole(case: Case, pieces: int, isa: ISA) -> None:
+    memory = Memory(case)
+    memory.fill(case)
+    queries = floats(0, case.tokens, case.heads * case.key_length)
+    found = part(case, queries, memory, pieces, isa, shares=False)
+    few = min(case.tokens, tile_tokens(case.heads, case.kv_heads))
+    last = queries[-few:]
+    assert (
+        part(case, last, memory, pieces, isa, shares=True) == part(case, last, memory, pieces, isa, shares=False)
+    ).all()
+    columns = case.heads * case.value_length
+    told = found[:, :columns].reshape(case.tokens, case.heads, -1).astype(np.float64)
+    greatest, sums = np.split(found[:, columns:].astype(np.float64), 2, axis=1)
+    wanted = np.zeros_like(told)
+    keys, values = memory.unpacked(case.start + case.tokens)
+    for token in range(case.tokens):
+        position = case.start + token
+        first = 0 if case.window is None else max(0, position - case.window + 1)
+        for head in range(case.heads):
+            kv_head = head // (case.heads // case.kv_heads)
+            scores = keys[kv_head, first : position + 1] @ queries[token].reshape(case.heads, -1)[head] * case.scale
+            scores = scores if case.softcap is None else np.tanh(scores / case.softcap) * case.softcap
+            rest = slice(max(pieces * 512 - first, 0), None)
+            peak = max(scores[rest].max(), greatest[token, head])
+            weights = np.exp(scores[rest] - peak)
+            seen = sums[token, head] * np.exp(greatest[token, head] - peak)
+            others = weights @ values[kv_head, first : position + 1][rest]
+            wanted[token, head] = (told[token, head] * seen + others) / (seen + weights.sum())
+    assert close(wanted.reshape(case.tokens, -1), case.reference(queries, memory))
+    if not pieces or (case.window is not None and case.start - case.window >= pieces * 512):
+        assert (sums == 0).all()
+        assert (told == 0).all()
 
 
 def test_a_token_too_many_or_too_few_is_noticed() -> None:

@@ -14,7 +14,14 @@ from gpu_kernels.decoding import DECODINGS
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNELS = {
     *("few_columns_kernel", "many_columns_kernel", "decode_kernel", "halve_kernel", "sum_splits_kernel"),
-    *("attention_kernel", "merge_splits_kernel", "heads_kernel", "route_kernel", "rms_norm_kernel"),
+    *(
+        "attention_kernel",
+        "merge_splits_kernel",
+        "join_parts_kernel",
+        "heads_kernel",
+        "route_kernel",
+        "rms_norm_kernel",
+    ),
     *("add_norm_kernel", "elementwise_kernel", "gather_kernel", "scatter_kernel"),
 }
 

@@ -14,8 +14,8 @@ from runtime.session import Session
 from runtime.speculative.account import Account
 from runtime.speculative.choosers import Chooser
 from runtime.speculative.draft import Candidate, Guide, Proposal, SequenceDraft
-from runtime.speculative.estimates import PassTimes
 from runtime.speculative.growth import grow
+from runtime.speculative.pass_times import PassTimes
 from runtime.speculative.policy import Policy
 from runtime.speculative.sequence import Passed, SpeculativeSequence
 from runtime.speculative.totals import Totals

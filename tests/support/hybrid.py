@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 from cpu_kernels.isa import current
 from gpu_kernels.simulated import SimulatedDevice
+from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from runtime.architectures import Model, describe
 from runtime.executor import Step
 from runtime.executor.base import Executor
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
-from runtime.executor.hybrid.rates import HybridRates
 from runtime.streamed import GGUFBundles, StreamedWeights
 from tests.support import models, programs
 
 FAST_GPU = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
 IDS = models.prompt(length=40)
 TOKENS = 12  # that `expected` chooses
-BRINGING = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9)  # a slow CPU: bringing experts pays
-BRINGING_FROM_FLASH = HybridRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e10)
+BRINGING = ExpertRates(1e9, 1e9, 1e11, 1e12, 1e9)  # a slow CPU: bringing experts pays
+BRINGING_FROM_FLASH = ExpertRates(1e9, 1e9, 1e11, 1e12, 1e9, read_bytes_per_s=1e10)
 
 
 @contextmanager

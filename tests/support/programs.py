@@ -56,6 +56,7 @@ def streaming(
     mode: ReadMode = ReadMode.DIRECT,
     chunk_tokens: int = CHUNK_TOKENS,
     deadline_s: float = DEADLINE_S,
+    kv_tiers: KVTiers | None = None,
 ) -> Iterator[tuple[ProgramExecutor, StreamedWeights]]:
     """An executor whose experts, or layers, share that many slots, closed at the end."""
     with GGUFFile.open(path) as file:
@@ -65,7 +66,7 @@ def streaming(
         streamed = StreamedWeights(source, model, isa, slots=slots, **options)
         weights = PanelWeights(file, model, isa=isa, threads=threads, streamed=streamed)
         weights.load()
-        runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens)
+        runner = ProgramExecutor(model, weights, threads=threads, chunk_tokens=chunk_tokens, kv_tiers=kv_tiers)
         try:
             yield runner, streamed
         finally:

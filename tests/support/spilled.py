@@ -30,12 +30,21 @@ def spilling(
     files: Files = FILES,
     mode: ReadMode = ReadMode.DIRECT,
     deadline_s: float = DEADLINE_S,
+    slots: int | None = None,
 ) -> Iterator[ProgramExecutor]:
-    """An executor with RAM for so many pieces of a sequence of `PIECES`, and for reading the others."""
+    """An executor with RAM for so many pieces of a sequence of `PIECES`, and for reading the others.
+
+    `slots`: for experts or layers, which come from flash then; None where RAM has all.
+    """
     layout = _layout(path)
     most = layout.piece_bytes * pieces + staging_bytes(layout, PIECES + 1 - pieces)
     spill = SpillFile(path.parent, SLOT_BYTES, files=files, mode=mode, deadline_s=deadline_s)
-    with programs.executor(path, kv_tiers=KVTiers(ChunkStore(spill), most)) as executor:
+    tiers = KVTiers(ChunkStore(spill), most)
+    if slots is not None:
+        with programs.streaming(path, slots, mode=mode, deadline_s=deadline_s, kv_tiers=tiers) as (streaming, _):
+            yield streaming
+        return
+    with programs.executor(path, kv_tiers=tiers) as executor:
         yield executor
 
 

@@ -1,9 +1,9 @@
 """Runs a model on a GPU and the CPU together, each its parts, by a placement that does not change while all is well.
 
 Where the GPU's memory does not suffice in the middle of a run, prompts go in smaller chunks, then slots for experts are
-given up, then keys and values move to RAM layer by layer; this is logged. Knows nothing about how a placement is found.
-Invariants: as for `ProgramExecutor`, as far as the GPU's kernels give a token the same bits whatever is computed beside
-it.
+given up, then the oldest keys and values move to RAM, then all those of layers; this is logged. Knows nothing about how
+a placement is found. Invariants: as for `ProgramExecutor`, as far as the GPU's kernels give a token the same bits
+whatever is computed beside it.
 """
 
 import logging
@@ -24,6 +24,7 @@ from gpu_kernels.dispatch import kernels_for
 from gpu_kernels.kernels import Kernels
 from offload.cache_counts import CacheCounts
 from offload.errors import DeviceError
+from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from runtime.architectures.base import Model
 from runtime.executor.hybrid.experts import GpuExperts, has_gpu_experts
@@ -31,7 +32,6 @@ from runtime.executor.hybrid.finite_sums import FiniteSums
 from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.hybrid.kv_pool import KVPool
 from runtime.executor.hybrid.placement import HybridPlacement
-from runtime.executor.hybrid.rates import HybridRates
 from runtime.executor.hybrid.runner import HybridRunner
 from runtime.executor.hybrid.tasks import gpu_matrices, resident_matrices
 from runtime.executor.hybrid.weights import GpuWeights
@@ -66,7 +66,7 @@ class HybridExecutor(ProgramExecutor):
         tuning: Tuning | None = None,
         streamed: StreamedWeights | None = None,
         kernels: Kernels | None = None,
-        rates: HybridRates | None = None,
+        rates: ExpertRates | None = None,
         on_load: Progress | None = None,
     ) -> None:
         """Loads the weights, each where it is used. `context_tokens`: of all sequences, reserved on the GPU at once.
@@ -182,7 +182,7 @@ class HybridExecutor(ProgramExecutor):
                 on_load(host_total + done, host_total + gpu_total)
 
     def _new_experts(
-        self, gguf: GGUFFile, model: Model, rates: HybridRates | None, streamed: StreamedWeights | None
+        self, gguf: GGUFFile, model: Model, rates: ExpertRates | None, streamed: StreamedWeights | None
     ) -> GpuExperts:
         """With as many of the placement's slots as there is memory for; torch.OutOfMemoryError if not for the rest."""
         while True:
@@ -201,7 +201,7 @@ class HybridExecutor(ProgramExecutor):
         while True:
             layers = self._placement.attention - self._placement.ram_kv
             try:
-                return KVPool(self._device, self._stream, model, layers, tokens)
+                return KVPool(self._device, self._stream, model, layers, tokens, self._placement.kv_tokens)
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             if not self._give_up_slots(reason):
@@ -241,7 +241,7 @@ class HybridExecutor(ProgramExecutor):
                 self._shorten_chunks(max(LEAST_CHUNK_TOKENS, tokens // 2), reason)
                 continue
             self._hybrid.use_placement(self._placement)  # frees what steps that were recorded hold
-            if not self._give_up_slots(reason):
+            if not self._give_up_slots(reason) and not self._give_up_blocks(reason):
                 self._move_keys_and_values(reason)
 
     def _in_pieces(self, lane: Lane, logits_tokens: int) -> NDArray[np.float32]:
@@ -266,6 +266,14 @@ class HybridExecutor(ProgramExecutor):
         kept = self._experts.num_places
         log.warning("%d bytes of slots for experts are given up, and %d slots kept: %s", freed, kept, reason)
         self._placement = replace(self._placement, expert_slots=kept, seeds=self._placement.seeds[:kept])
+        return True
+
+    def _give_up_blocks(self, reason: str) -> bool:
+        """Some of the room for keys and values; whether there was any to give up."""
+        if not self._pool.shrink():
+            return False
+        kept = self._pool.num_bytes
+        log.warning("%d bytes are kept for keys and values, the oldest of which go to RAM: %s", kept, reason)
         return True
 
     def _move_keys_and_values(self, reason: str) -> None:

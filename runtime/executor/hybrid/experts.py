@@ -5,7 +5,6 @@ runs; who computes an expert never depends on anything but the routing, the plac
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,8 @@ from gpu_kernels.device import GpuDevice
 from gpu_kernels.matrix import GpuMatrix
 from offload.cache_counts import CacheCounts
 from offload.errors import StrataError, UnsupportedModelError
-from offload.expert_schedule import ExpertSplit, ExpertTimes, misses_to_move, moving_saves_s, schedule_experts
+from offload.expert_rates import ExpertRates, ExpertTimes
+from offload.expert_schedule import ExpertSplit, Flags, misses_to_move, moving_saves_s, schedule_experts
 from offload.flash import FlashReader, ReadMode
 from offload.gguf import GGUFFile, TensorInfo
 from offload.gpu_slots import GpuSlots
@@ -29,7 +29,6 @@ from offload.transfer import BUFFER_BYTES, TransferEngine
 from runtime.architectures.base import Layer, Model
 from runtime.executor.hybrid.finite_sums import FiniteSums
 from runtime.executor.hybrid.placement import HybridPlacement
-from runtime.executor.hybrid.rates import HybridRates
 from runtime.finite import FiniteCheck
 from runtime.streamed import StreamedWeights
 
@@ -47,7 +46,7 @@ class GpuExperts:
         placement: HybridPlacement,
         device: GpuDevice,
         *,
-        rates: HybridRates | None = None,
+        rates: ExpertRates | None = None,
         streamed: StreamedWeights | None = None,
         policy: PolicyName = PolicyName.LEAST_STALE,
     ) -> None:
@@ -137,8 +136,8 @@ class GpuExperts:
         times = self._rates_now.times(*self._sizes[layer])
         if self._streamed is None:
             return moving_saves_s(self._used, times) > 0
-        none = [False] * self._used
-        return bool(self._split([1] * self._used, none, none, times).moved)
+        none = np.zeros(self._used, np.bool_)
+        return bool(self._split(np.ones(self._used, np.int64), none, none, times).moved)
 
     def has(self, layer: int) -> NDArray[np.bool_]:
         """(experts,) those of a layer that are on the GPU between steps."""
@@ -203,9 +202,9 @@ class GpuExperts:
             missing = used[~there]
             moved = missing[: self._moved_of(len(missing))]
         else:
-            in_ram = None if self._streamed is None else self._streamed.has_slot(layer)[used].tolist()
+            in_ram = None if self._streamed is None else self._streamed.has_slot(layer)[used]
             times = self._rates_now.times(*self._sizes[layer])
-            split = self._split(tokens.tolist(), there.tolist(), in_ram, times)
+            split = self._split(tokens, there, in_ram, times)
             self._where[used[list(split.cpu)]] = -1
             moved = used[list(split.moved)]
         moved = moved[: self._brought]
@@ -213,9 +212,7 @@ class GpuExperts:
             self._where[moved] = self._slots.bring(layer, moved.tolist())
         self._slots.call_when_brought(brought.address, brought.argument)
 
-    def _split(
-        self, tokens: Sequence[int], there: Sequence[bool], in_ram: Sequence[bool] | None, times: ExpertTimes
-    ) -> ExpertSplit:
+    def _split(self, tokens: NDArray[np.int64], there: Flags, in_ram: Flags | None, times: ExpertTimes) -> ExpertSplit:
         """Who computes a layer's experts; `in_ram`: those of them that RAM has, None where it has all."""
         split = schedule_experts(tokens, there, times, in_ram)
         if in_ram is None or not split.moved:
@@ -228,7 +225,7 @@ class GpuExperts:
         return misses_to_move(misses, rates.move_bytes_per_s, rates.cpu_bytes_per_s)
 
     @property
-    def _rates_now(self) -> HybridRates:
+    def _rates_now(self) -> ExpertRates:
         assert self._rates is not None, "without rates nothing is brought"
         return self._rates
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cpu_kernels.attention import MARKS
 from gpu_kernels.operations import Operations
 from offload.gguf import TensorInfo
 from offload.tiers import Device
@@ -87,17 +88,28 @@ class GpuLowering:
         q, k = model.head_count * model.key_length, model.head_count_kv * model.key_length
         queries, keys, values = qkv[:, :q], qkv[:, q : q + k], qkv[:, q + k :]
         norms = self._norm_heads(layer, queries, keys)
-        cache, lanes = gpu.pool.blocks(layer.index), self._inputs.lanes
+        cache = gpu.pool.blocks(layer.index)
         rotation = gpu.angles.rotation(layer.rope, self.shape.capacity_tokens)
-        place = (queries, keys, values, self._inputs.positions, rotation, cache, lanes)
+        place = (queries, keys, values, self._inputs.positions, rotation, cache, self._inputs.lanes)
         self.ops.heads(*place, query_norm=norms[0], key_norm=norms[1], eps=model.norm_eps)
+        is_part = layer.sliding_window in self.shape.part_windows
+        marks = self.matrix("marks", MARKS * model.head_count) if is_part else None
+        if is_part:  # queries go where the first tokens' keys are, and what is attended there comes back
+            self.copy_out("qkv", qkv.shape[1])
+            self.side.signal()
         self.ops.attention(
-            *(queries, cache, lanes, attended),
+            *(queries, cache, self._inputs.held, attended),
             context=self.shape.context,
             scale=model.attention_scale,
             window=layer.sliding_window,
             softcap=model.attention_softcap,
+            marks=marks,
         )
+        if marks is not None:
+            columns = attended.shape[1] + marks.shape[1]
+            self.side.wait()
+            self.copy_in("attended_part", columns)
+            self.ops.join_parts(attended, marks, self.matrix("attended_part", columns))
         self._attended(layer, attended)
 
     def _split_attention(self, layer: Layer) -> None:

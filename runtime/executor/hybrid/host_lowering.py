@@ -19,10 +19,16 @@ class HostLowering:
     """Writes the program of `emitter`."""
 
     def __init__(
-        self, emitter: Emitter, lowering: Lowering, side: HostSide, experts: Callable[[HostSide, Layer], None] | None
+        self,
+        emitter: Emitter,
+        lowering: Lowering,
+        side: HostSide,
+        experts: Callable[[HostSide, Layer], None] | None,
+        part_windows: frozenset[int | None],
     ) -> None:
-        """`experts` adds the rows of a layer whose router is on the GPU."""
+        """`experts` adds the rows of a layer whose router is on the GPU; `part_windows` as in `StepShape`."""
         self._emitter, self._lowering, self._side, self._experts = emitter, lowering, side, experts
+        self._part_windows = part_windows
 
     def step(self, tasks: Sequence[Task], layouts: Sequence[SequenceLayout], *, split: bool) -> Program:
         """The CPU's part of all tasks; layouts and `split` as in `Lowering.step`."""
@@ -42,6 +48,10 @@ class HostLowering:
                 self._experts(self._side, task.block)
             elif task.device is Device.CPU:
                 self._do(task, layouts, split=split)
+            elif task.work is Work.ATTENTION and task.block.sliding_window in self._part_windows:
+                self._side.wait()
+                self._lowering.attend_part(task.block, layouts, split=split)
+                self._side.signal()
         return self._emitter.program
 
     def _move(self, device: Device) -> None:

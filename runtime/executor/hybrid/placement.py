@@ -21,7 +21,9 @@ class HybridPlacement:
     `feed_forward` all of whose experts lie in the GPU's memory for good, and nowhere else. `expert_slots`: places there
     for routed experts of the layers of `feed_forward`, those of `resident` included; the others are copies of what RAM
     holds. `seeds`: what fills them at first, the most useful first. `brought_slots`: further places, of every kind of
-    layer, for experts that are brought for one layer of one step, where that pays.
+    layer, for experts that are brought for one layer of one step, where that pays. `kv_tokens`: whose keys and values
+    the GPU's memory has room for, of all sequences together; the oldest of more lie in RAM, where the CPU attends over
+    them while the GPU does over the others. None: for as many as come.
     """
 
     attention: frozenset[int] = frozenset()
@@ -32,6 +34,7 @@ class HybridPlacement:
     seeds: tuple[SeedExpert, ...] = ()
     ram_kv: frozenset[int] = frozenset()
     brought_slots: int = 0
+    kv_tokens: int | None = None
 
     @classmethod
     def whole(cls, model: Model) -> "HybridPlacement":

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from runtime.executor.hybrid.gpu_model import GpuModel
 from runtime.executor.hybrid.handover import Handover
 from runtime.executor.hybrid.host_experts import HostExperts
 from runtime.executor.hybrid.host_lowering import HostLowering
-from runtime.executor.hybrid.kv import HybridKV
+from runtime.executor.hybrid.kv_parts import cache_of, windows_into_ram
 from runtime.executor.hybrid.kv_pool import KVPool, blocks_of
 from runtime.executor.hybrid.placement import HybridPlacement
 from runtime.executor.hybrid.recording import Recording
@@ -42,7 +41,8 @@ from runtime.executor.hybrid.tasks import tasks_of
 from runtime.executor.hybrid.weights import GpuWeights
 from runtime.executor.program.kv_cold import ColdReads
 from runtime.executor.program.lanes import Lane
-from runtime.executor.program.lowering import Lowering
+from runtime.executor.program.lowering import Lowering, part_matrix
+from runtime.executor.program.parameters import Name
 from runtime.executor.program.runner import LOGITS_TOKENS, Runner, Settable
 from runtime.executor.program.sequence_layout import SequenceLayout
 from runtime.panels import PanelWeights
@@ -83,6 +83,7 @@ class HybridRunner(Runner):
         self._graphs = StepGraphs(stream)
         self._recordings: OrderedDict[StepShape, tuple[Recording, StepInputs]] = OrderedDict()
         self._generation = (0, 0)
+        self._part_windows: frozenset[int | None] = frozenset()  # of the step, see `StepShape`
         self._beside = ThreadPoolExecutor(1, "strata-program")
         self.placement = placement
         self._tasks = tasks_of(model, placement)
@@ -141,8 +142,23 @@ class HybridRunner(Runner):
         if self._experts is not None:
             host = HostExperts(emitter, self._experts, self._tables(), self._handover.tell_brought)
             routed = partial(host.add, few=split)
-        lowering = HostLowering(emitter, Lowering(emitter, LOGITS_TOKENS, cold), side, routed)
+        lowering = HostLowering(emitter, Lowering(emitter, LOGITS_TOKENS, cold), side, routed, self._part_windows)
         return lowering.step(self._tasks, layouts, split=split)
+
+    def _run_lanes(
+        self, lanes: Sequence[Lane], logits_tokens: int, arriving: Sequence[int] | None
+    ) -> NDArray[np.float32]:
+        self._part_windows = windows_into_ram(self._model, self._gpu.pool.layers, lanes)
+        self._variant = self._part_windows
+        return super()._run_lanes(lanes, logits_tokens, arriving)
+
+    def _set_lanes(self, program: Settable, lanes: Sequence[Lane]) -> None:
+        super()._set_lanes(program, lanes)
+        part, row = part_matrix(self._model, self._workspace, self._chunk_tokens), 0
+        for number, lane in enumerate(lanes):
+            program.set(Name.PART.of(number), part.address + row * part.stride_bytes)
+            program.set(Name.PART_PIECES.of(number), cache_of(lane).ram_pieces)
+            row += len(lane.token_ids)
 
     def _tables(self) -> ExpertTables:
         assert self._model.experts is not None, "only routed models have tables"
@@ -228,12 +244,11 @@ class HybridRunner(Runner):
 
     def _recording(self, lanes: Sequence[Lane]) -> tuple[Recording, StepShape]:
         """The GPU's part of a step, its inputs filled in, and its shape. torch.OutOfMemoryError if the GPU is full."""
-        caches = [cast(HybridKV, lane.kv) for lane in lanes]
+        caches = [cache_of(lane) for lane in lanes]
         capacity = max(kv.capacity_tokens for kv in caches)
         gpu = self._gpu
         if gpu.pool.layers:
             for kv, lane in zip(caches, lanes, strict=True):
-                kv.reserve(lane.stop)
                 gpu.angles.reach(kv.capacity_tokens, lane.stop)
         generation = gpu.pool.generation, gpu.angles.generation
         if generation != self._generation:
@@ -245,6 +260,8 @@ class HybridRunner(Runner):
             blocks=1 << (blocks_of(capacity) - 1).bit_length(),
             context=self._costed_context(lanes),
             capacity_tokens=capacity,
+            is_apart=any(kv.ram_pieces for kv in caches),
+            part_windows=self._part_windows,
         )
         if shape not in self._recordings:
             self._recordings[shape] = self._recorded(shape)
@@ -252,14 +269,15 @@ class HybridRunner(Runner):
                 self._recordings.popitem(last=False)
         self._recordings.move_to_end(shape)
         recording, inputs = self._recordings[shape]
-        inputs.fill([lane.start for lane in lanes], [kv.blocks for kv in caches])
+        inputs.fill([lane.start for lane in lanes], caches)
         return recording, shape
 
     def _costed_context(self, lanes: Sequence[Lane]) -> int:
-        """Tokens of context as far as costs are concerned, which only a simulated GPU looks at."""
+        """Tokens of context on the GPU as far as costs are concerned, which only a simulated one looks at."""
         if not self._device.is_simulated:
             return 0
-        return -(-sum(lane.stop for lane in lanes) // CONTEXT_STEP) * CONTEXT_STEP
+        held = sum(lane.stop - cache_of(lane).ram_tokens for lane in lanes)
+        return -(-held // CONTEXT_STEP) * CONTEXT_STEP
 
     def _recorded(self, shape: StepShape) -> tuple[Recording, StepInputs]:
         recording, inputs = Recording(self._stream), StepInputs(self._device, shape)

@@ -6,7 +6,7 @@ them is never used, so that a pass which fails half way changes nothing.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from cpu_kernels.program import aligned_int64
 from offload.kv_chunks import Chunk, ChunkStore
 from offload.memory import release_pages, reserved_bytes
 from runtime.executor.program.kv_abstracts import KVAbstracts
+from runtime.executor.program.kv_groups import layer_groups
 from runtime.executor.program.kv_rows import export_block, import_block
 from runtime.executor.program.kv_tiers import KVTiers
 from runtime.executor.program.sequence_layout import choosing_layout, sequence_layout
@@ -56,6 +57,7 @@ class ProgramKV:
         self.choosing = choosing_layout(self.layout, self.policy.budget_tokens)
         self.abstracts = None if self.layout.abstracts is None else KVAbstracts(self.layout.abstracts)
         self.tiers = tiers or KVTiers()
+        self.groups = layer_groups(self.layout, self.tiers.windows)  # of layers whose chunks go to flash together
         self._store = self.tiers.store
         self._chunks: list[list[Chunk]] = [[] for _ in range(layers)]  # of every layer as many
         self._own_from = 0  # the first piece from which on chunks are this sequence's alone, and not on flash
@@ -92,9 +94,9 @@ class ProgramKV:
         return len(self._chunks[0])
 
     @property
-    def settled_pieces(self) -> int:
-        """The first pieces that are full, and that no pass under way writes to."""
-        return self._settled // PIECE_TOKENS
+    def settled_tokens(self) -> int:
+        """The first tokens, which are there and which no pass under way writes."""
+        return self._settled
 
     @property
     def has_window(self) -> bool:
@@ -151,17 +153,17 @@ class ProgramKV:
             self.abstracts.take(other.abstracts, length // BLOCK_TOKENS)
         return length
 
-    def save(self, piece: int) -> None:
-        """Has a settled piece written to flash soon."""
+    def save(self, piece: int, layers: Sequence[int] | None = None) -> None:
+        """Has a settled piece of some layers, or of all, written to flash soon."""
         self._own_from = max(self._own_from, piece + 1)
-        for chunks in self._chunks:
-            self._store.save(chunks[piece])
+        for layer in range(len(self._chunks)) if layers is None else layers:
+            self._store.save(self._chunks[layer][piece])
 
-    def evict(self, piece: int) -> None:
-        """Leaves a settled piece on flash alone; FlashError where that failed."""
-        self.save(piece)
-        for chunks in self._chunks:
-            self._store.evict(chunks[piece])
+    def evict(self, piece: int, layers: Sequence[int] | None = None) -> None:
+        """Leaves it on flash alone; FlashError where that failed."""
+        self.save(piece, layers)
+        for layer in range(len(self._chunks)) if layers is None else layers:
+            self._store.evict(self._chunks[layer][piece])
 
     def cut_at(self, length: int) -> int:
         """See `WindowedKV`."""

@@ -8,6 +8,7 @@ anything. Knows nothing about how blocks are chosen.
 import ctypes
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.ctypeslib import as_array
@@ -17,12 +18,13 @@ from cpu_kernels.kv_layout import CHUNK_PAGE_BYTES, PIECE_BLOCKS, KVLayout
 from cpu_kernels.kv_select import chosen_bytes
 from offload.errors import FlashError, StrataError
 from offload.kv_chunks import Chunk, ChunkStore
-from offload.memory import reserved_bytes
 from runtime.executor.program.kv import ProgramKV
 from runtime.executor.program.kv_tiers import lost
 from runtime.executor.program.lanes import Lane
 
 Bytes = NDArray[np.uint8]
+
+READ_RANGES = 8  # that one thread reads, so that all have about as much to do
 
 
 class ChosenReads:
@@ -32,7 +34,9 @@ class ChosenReads:
         self._store = store
         self._windows = tuple(windows)
         self._lanes: Sequence[Lane] = ()
-        self._slots: list[Bytes] = []
+        self._layers: Sequence[int] = ()
+        self._slots: Sequence[Bytes] = ()
+        self.has_failed = False  # in this pass
         self.read_bytes = 0
 
     def takes(self, layer: int, lanes: Sequence[Lane]) -> bool:
@@ -44,19 +48,18 @@ class ChosenReads:
             for lane in lanes
         )
 
-    def begin(self, lanes: Sequence[Lane], layers: Sequence[int]) -> bool:
-        """For a pass over these lanes that chooses in `layers`: tables tell where what is chosen will be.
+    def slots(self, lanes: Sequence[Lane], layers: Sequence[int]) -> int:
+        """How many a pass over these lanes needs that chooses in `layers`."""
+        self._lanes, self._layers, self.has_failed = lanes, layers, False
+        return max((len(_cold(lane.kv, layer)) for lane in lanes for layer in layers), default=0)
 
-        Whether anything of theirs is on flash.
-        """
-        self._lanes = lanes
-        is_cold = False
-        for kv in {lane.kv for lane in lanes}:
-            for layer in layers:
-                for number, (piece, chunk) in enumerate(_cold(kv, layer)):
-                    kv.point(layer, piece, self._slot(number, chunk.num_bytes).ctypes.data)
-                    is_cold = True
-        return is_cold
+    def begin(self, slots: Sequence[Bytes]) -> None:
+        """That pass's tables tell where what is chosen will be."""
+        self._slots = slots
+        for kv in {lane.kv for lane in self._lanes}:
+            for layer in self._layers:
+                for (piece, _), slot in zip(_cold(kv, layer), slots, strict=False):
+                    kv.point(layer, piece, slot.ctypes.data)
 
     def read(self, layer: int, number: int, chosen: int) -> None:
         """Brings what lane `number` has chosen of a layer, whose choices lie at address `chosen`.
@@ -65,28 +68,22 @@ class ChosenReads:
         """
         lane = self._lanes[number]
         layout, tokens = lane.layout.layers[layer], len(lane.token_ids)
+        cold = _cold(lane.kv, layer)
         found = as_array((ctypes.c_uint8 * (tokens * chosen_bytes(layout))).from_address(chosen))
         shape = (tokens, layout.kv_heads, layout.pieces, PIECE_BLOCKS)
         wanted: NDArray[np.bool_] = np.logical_or.reduce(found.reshape(shape), axis=0)
+        of_pieces = wanted.transpose(1, 0, 2)[[piece for piece, _ in cold]]
         reads = _Reads()
-        for place, (piece, chunk) in enumerate(_cold(lane.kv, layer)):
-            slot = self._slot(place, chunk.num_bytes)
-            for first, last in _runs(_pages(layout, wanted[:, piece])):
-                self.read_bytes += last - first
-                reads.ask(self._store, chunk, piece, slot, first, last)
+        for (piece, chunk), slot, ranges in zip(cold, self._slots, _ranges(layout, of_pieces), strict=False):
+            for first in range(0, len(ranges), READ_RANGES):
+                reads.ask(self._store, chunk, piece, slot, ranges[first : first + READ_RANGES])
+            self.read_bytes += sum(end - first for first, end in ranges)
         failed = reads.wait()
         if failed is not None:
             piece, error = failed
             cause = error if isinstance(error, FlashError) else FlashError(str(error))
-            self._slots = []  # a read that hung may write to it
+            self.has_failed = True
             raise lost(lane.kv, piece, cause) from error
-
-    def _slot(self, number: int, num_bytes: int) -> Bytes:
-        """The memory for a lane's piece; pages take RAM when they are first written."""
-        assert self._store.spill is not None, "chunks are on flash"
-        while len(self._slots) <= number:
-            self._slots.append(reserved_bytes(self._store.spill.slot_bytes, huge_pages=False))
-        return self._slots[number][:num_bytes]
 
 
 class _Reads:
@@ -97,8 +94,8 @@ class _Reads:
         self._open = 0
         self._failed: tuple[int, StrataError] | None = None
 
-    def ask(self, store: ChunkStore, chunk: Chunk, piece: int, slot: Bytes, first: int, last: int) -> None:
-        """Bytes `first` to `last` of a chunk to where they belong in `slot`."""
+    def ask(self, store: ChunkStore, chunk: Chunk, piece: int, slot: Bytes, ranges: Sequence[tuple[int, int]]) -> None:
+        """Ranges of a chunk's bytes to where they belong in `slot`."""
         assert store.spill is not None, "chunks are on flash"
         assert chunk.slot is not None, "what is not in RAM is on flash"
 
@@ -109,7 +106,7 @@ class _Reads:
 
         with self._changed:
             self._open += 1
-        store.spill.submit_part(chunk.slot, first, slot[first:last], self._answered, failed)
+        store.spill.submit_parts(chunk.slot, ranges, slot[: chunk.num_bytes], self._answered, failed)
 
     def wait(self) -> tuple[int, StrataError] | None:
         """Until all are answered; the piece of one that failed, and why."""
@@ -123,25 +120,32 @@ class _Reads:
             self._changed.notify_all()
 
 
-def _cold(kv: ProgramKV, layer: int) -> Iterator[tuple[int, Chunk]]:
+def _cold(kv: ProgramKV, layer: int) -> list[tuple[int, Chunk]]:
     """A layer's pieces that lie on flash alone."""
-    for piece, chunk in enumerate(kv.chunks(layer)):
-        if chunk.memory is None:
-            yield piece, chunk
+    return [(piece, chunk) for piece, chunk in enumerate(kv.chunks(layer)) if chunk.memory is None]
 
 
-def _pages(layout: KVLayout, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pages of a chunk that hold some of `wanted`, (kv_heads, blocks of a piece)."""
-    pages = np.zeros(layout.chunk_bytes // CHUNK_PAGE_BYTES, bool)
-    for start, block_bytes in ((0, layout.key_block_bytes), (layout.values_start, layout.value_block_bytes)):
-        for block in np.flatnonzero(wanted):
-            first = start + int(block) * block_bytes
-            pages[first // CHUNK_PAGE_BYTES : -(-(first + block_bytes) // CHUNK_PAGE_BYTES)] = True
-    return pages
+def _ranges(layout: KVLayout, wanted: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
+    """Of each piece first byte and end of every run of pages that hold some of `wanted`, (pieces, kv_heads, blocks)."""
+    starts, ends = _block_pages(layout)
+    blocks = np.concatenate([wanted.reshape(len(wanted), -1)] * 2, axis=1)  # keys, then values
+    edges = np.zeros((len(wanted), layout.chunk_bytes // CHUNK_PAGE_BYTES + 1), np.int32)
+    pieces, chosen = np.nonzero(blocks)
+    np.add.at(edges, (pieces, starts[chosen]), 1)
+    np.add.at(edges, (pieces, ends[chosen]), -1)
+    pages = np.cumsum(edges, axis=1) > 0
+    for changes in np.diff(pages.astype(np.int8), axis=1, prepend=0):
+        first, last = np.flatnonzero(changes > 0), np.flatnonzero(changes < 0)
+        yield [
+            (int(start) * CHUNK_PAGE_BYTES, int(end) * CHUNK_PAGE_BYTES) for start, end in zip(first, last, strict=True)
+        ]
 
 
-def _runs(pages: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """First byte and end of every run of pages."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], pages, [False]]).astype(np.int8)))
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
-        yield int(first) * CHUNK_PAGE_BYTES, int(last) * CHUNK_PAGE_BYTES
+@cache
+def _block_pages(layout: KVLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first page of every block of a chunk, of keys and then of values, and the one behind its last."""
+    blocks = np.arange(layout.kv_heads * PIECE_BLOCKS)
+    sizes = (layout.key_block_bytes, layout.value_block_bytes)
+    firsts = np.concatenate([blocks * sizes[0], layout.values_start + blocks * sizes[1]])
+    ends = firsts + np.repeat(sizes, len(blocks))
+    return firsts // CHUNK_PAGE_BYTES, -(-ends // CHUNK_PAGE_BYTES)

@@ -84,12 +84,14 @@ class ColdReads(Closing):
         chosen = [self.chosen.takes(layer, lanes) for layer in every]
         layers = [[] if chosen[layer] else self._wanted(layer, lanes) for layer in every]
         most = max(len(wanted) for wanted in layers)
-        if not self.chosen.begin(lanes, [layer for layer in every if chosen[layer]]) and not most:
+        in_part = self.chosen.slots(lanes, [layer for layer in every if chosen[layer]])
+        if not in_part and not most:
             return None
         reads = [wanted for of_layer in layers for wanted in of_layer]
         ends = [int(end) for end in np.cumsum([len(of_layer) for of_layer in layers])]
-        slots = staging_slots(1 if any(chosen) else len(layers), most)  # what is chosen needs the others
-        its = self._begun(reads, ends, max(slots, 1))
+        slots = max(staging_slots(1 if in_part else len(layers), most), 1)  # what is chosen needs the others
+        its = self._begun(reads, ends, slots, in_part)
+        self.chosen.begin(self._ring[slots : slots + in_part])
         for layer, (end, of_layer) in enumerate(zip(ends, layers, strict=True)):
             for number, wanted in enumerate(of_layer, end - len(of_layer)):
                 for kv, piece in wanted.places:
@@ -122,7 +124,7 @@ class ColdReads(Closing):
         self._feeding.result()
         self._feeding = None
         self._wait_for(its)
-        if its.failure is not None:
+        if its.failure is not None or self.chosen.has_failed:
             self._forget_ahead()
             self._ring = []  # a read that hung may write to it
 
@@ -152,16 +154,19 @@ class ColdReads(Closing):
                     found.setdefault(id(chunk), _Wanted(chunk)).places.append((kv, piece))
         return list(found.values())
 
-    def _begun(self, reads: list[_Wanted], ends: list[int], slots: int) -> _Pass:
-        """A pass with these reads: the one that was begun ahead, if it is the same as far as it went."""
-        its = self._ahead
-        if its is not None and its.failure is None and len(its.ring) == slots and len(its.asked) <= len(reads):
+    def _begun(self, reads: list[_Wanted], ends: list[int], slots: int, others: int) -> _Pass:
+        """A pass with these reads: the one that was begun ahead, if it is the same as far as it went.
+
+        Behind its slots the ring has room for `others`.
+        """
+        its, fits = self._ahead, slots + others <= len(self._ring)
+        if its is not None and fits and its.failure is None and len(its.ring) == slots and len(its.asked) <= len(reads):
             pairs = zip(its.asked, reads, strict=False)
             if all(chunk is wanted.chunk and slot is chunk.slot for (chunk, slot), wanted in pairs):
                 its.reads, its.ends = reads, ends
                 return its
         self._forget_ahead()
-        return _Pass(reads, ends, self._slots(slots))
+        return _Pass(reads, ends, self._slots(slots + others)[:slots])
 
     def _forget_ahead(self) -> None:
         if self._ahead is not None:

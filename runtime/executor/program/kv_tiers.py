@@ -1,20 +1,20 @@
 """Which chunks of an executor's sequences lie in RAM and which on flash alone, within a limit for RAM.
 
-A *piece* of a sequence goes to flash in all layers at once, so that what a pass reads is spread evenly over its layers;
-the oldest piece goes first, of the sequence that has the most in RAM. Pieces that will go next are written ahead. Knows
-nothing about how a pass reads what is on flash, but how much memory that takes. Invariant: chunks and that memory
-together stay within the limit.
+A *piece* of a sequence goes to flash in a group of layers at once (`kv_groups`); the oldest piece goes first, of the
+sequence that has the most in RAM. Pieces that will go next are written ahead. Knows nothing about how a pass reads what
+is on flash, but how much memory that takes. Invariant: chunks and that memory together stay within the limit.
 """
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cpu_kernels.kv_layout import PIECE_TOKENS
 from offload.closing import Closing
 from offload.errors import FlashError, SequenceError
 from offload.kv_chunks import Chunk, ChunkStore, staging_slots
+from runtime.executor.program.kv_groups import LayerGroup, in_order
 
 if TYPE_CHECKING:
     from runtime.executor.program.kv import ProgramKV
@@ -26,11 +26,17 @@ AHEAD_PIECES = 2  # that are written to flash before there is need
 
 
 class KVTiers(Closing):
-    """Chunks of sequences in `store`; those in RAM take at most `most_bytes`, None for no limit."""
+    """Chunks of sequences in `store`; those in RAM take at most `most_bytes`, None for no limit.
 
-    def __init__(self, store: ChunkStore | None = None, most_bytes: int | None = None) -> None:
+    `windows`: of the newest tokens that each layer sees, None for all; none given: all layers see all.
+    """
+
+    def __init__(
+        self, store: ChunkStore | None = None, most_bytes: int | None = None, windows: Sequence[int | None] = ()
+    ) -> None:
         self.store = store or ChunkStore()
         self.most_bytes = most_bytes
+        self.windows = tuple(windows)
         self._sequences: weakref.WeakSet[ProgramKV] = weakref.WeakSet()
         self._told = False
 
@@ -46,8 +52,8 @@ class KVTiers(Closing):
 
     @property
     def cold_pieces(self) -> int:
-        """Pieces that lie on flash alone, of all sequences."""
-        return sum(_cold(kv) for kv in self._sequences)
+        """Pieces that lie on flash alone in the layers that have most there, of all sequences."""
+        return sum(max(_cold(kv)) for kv in self._sequences)
 
     def make_room(self, kv: "ProgramKV", num_bytes: int) -> None:
         """Moves pieces to flash until RAM has room for so many bytes of `kv`; SequenceError where it has not."""
@@ -60,7 +66,7 @@ class KVTiers(Closing):
                 if victim is None:
                     raise FlashError("nothing is left that could go there")
                 self._tell(*victim)
-                victim[0].evict(victim[1])
+                victim[0].evict(victim[1], victim[2].layers)
             except FlashError as error:
                 raise SequenceError(
                     f"{num_bytes} bytes of keys and values have no room in the {self.most_bytes} bytes of RAM that "
@@ -75,11 +81,14 @@ class KVTiers(Closing):
         if not self.spills or not self.store.can_save:
             return
         assert self.most_bytes is not None, "asked by `spills`"
-        for number, (kv, piece) in enumerate(self._next_to_go()):
+        chunks = 0
+        for kv, piece, group in self._next_to_go():
             taken = self.store.ram_bytes + staging_bytes(kv.layout, self.cold_pieces)
-            if number == AHEAD_PIECES or taken + 2 * AHEAD_PIECES * kv.layout.piece_bytes < self.most_bytes:
+            most = AHEAD_PIECES * len(kv.layout.layers)
+            if chunks >= most or taken + 2 * AHEAD_PIECES * kv.layout.piece_bytes < self.most_bytes:
                 return
-            kv.save(piece)
+            kv.save(piece, group.layers)
+            chunks += len(group.layers)
 
     def writable(self, kv: "ProgramKV", piece: int, chunk: Chunk) -> Chunk:
         """See `ChunkStore`; SequenceError where it cannot be read."""
@@ -92,18 +101,24 @@ class KVTiers(Closing):
         """Gives back what is on flash."""
         self.store.close()
 
-    def _next_to_go(self) -> Iterator[tuple["ProgramKV", int]]:
-        """Settled pieces in RAM in the order in which they go."""
-        left = {kv: kv.settled_pieces - _cold(kv) for kv in self._sequences}
-        while left and (most := max(left.values())) > 0:
-            kv = next(kv for kv, count in left.items() if count == most)
-            yield kv, kv.settled_pieces - left[kv]
-            left[kv] -= 1
+    def _next_to_go(self) -> Iterator[tuple["ProgramKV", int, LayerGroup]]:
+        """Settled pieces in RAM in the order in which they go, and of which layers."""
+        queues, left = {}, {}
+        for kv in self._sequences:
+            cold, settled = _cold(kv), kv.settled_tokens
+            queues[kv] = in_order(kv.groups, cold, settled)
+            counts = zip(kv.groups, cold, strict=True)
+            left[kv] = sum((settled // PIECE_TOKENS - count) * len(group.layers) for group, count in counts)
+        while left and left[kv := max(left, key=lambda kv: left[kv])] > 0:
+            piece, group = next(queues[kv])
+            yield kv, piece, group
+            left[kv] -= len(group.layers)
 
-    def _tell(self, kv: "ProgramKV", piece: int) -> None:
+    def _tell(self, kv: "ProgramKV", piece: int, group: LayerGroup) -> None:
         tell = log.debug if self._told else log.info
         self._told = True
-        tell("KV: RAM is full; tokens %d to %d go to flash", piece * PIECE_TOKENS, (piece + 1) * PIECE_TOKENS - 1)
+        first, last = piece * PIECE_TOKENS, (piece + 1) * PIECE_TOKENS - 1
+        tell("KV: RAM is full; tokens %d to %d of %d layers go to flash", first, last, len(group.layers))
 
 
 def lost(kv: "ProgramKV", piece: int, error: FlashError) -> SequenceError:
@@ -119,10 +134,10 @@ def staging_bytes(layout: "SequenceLayout", cold_pieces: int) -> int:
     return staging_slots(len(layout.layers), cold_pieces) * max(kept.chunk_bytes for kept in layout.layers)
 
 
-def _cold(kv: "ProgramKV") -> int:
-    """Pieces that lie on flash alone, the first ones."""
-    chunks = kv.chunks(0)
-    count = 0
-    while count < len(chunks) and chunks[count].memory is None:
-        count += 1
-    return count
+def _cold(kv: "ProgramKV") -> list[int]:
+    """Of each group of layers the pieces that lie on flash alone, the first ones."""
+    counts = []
+    for group in kv.groups:
+        chunks = kv.chunks(group.layers[0])
+        counts.append(next((at for at, chunk in enumerate(chunks) if chunk.memory is not None), len(chunks)))
+    return counts

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows, tile_tokens
+from cpu_kernels.attention import attention_row, part_columns, partial_floats, split_attention_rows, tile_tokens
 from cpu_kernels.elementwise import add_norm_row, add_row, rms_norm_row, softcap_row
 from cpu_kernels.heads import Rotation, code_keys_row, heads_row
 from cpu_kernels.kv_index import index_row
@@ -128,6 +128,18 @@ class Lowering:
         if self._cold is not None:
             self._program.add(self._cold.over_row())
 
+    def attend_part(self, layer: Layer, layouts: Sequence[SequenceLayout], *, split: bool) -> None:
+        """From queries that are turned already to `part_matrix`: what the first pieces of each lane say."""
+        model = self._model
+        qkv, _ = self.attention_matrices()
+        part = part_matrix(model, self._emitter.workspace, self._emitter.capacity)
+        for number, layout in enumerate(layouts):
+            tokens = TOKENS if len(layouts) == 1 else Parameter(Name.COUNT.of(number))
+            lane = _Lane(number, layout, tokens, self._ropes.index(layer.rope))
+            queries = lane.rows(Name.QKV, qkv).slice(0, model.head_count * model.key_length)
+            pieces = Parameter(Name.PART_PIECES.of(number))
+            self._attend_lane(layer, lane.rows(Name.PART, part), queries, lane, split=split, part_pieces=pieces)
+
     def _choose(self, layer: Layer, queries: AnyMatrix, lane: "_Lane") -> int | None:
         """Keeps a layer's abstracts, and chooses by them; the address of the choices, None where all is read."""
         abstracts = lane.layout.abstracts
@@ -153,7 +165,15 @@ class Lowering:
         return chosen
 
     def _attend_lane(
-        self, layer: Layer, out: AnyMatrix, queries: AnyMatrix, lane: "_Lane", *, split: bool, chosen: int | None
+        self,
+        layer: Layer,
+        out: AnyMatrix,
+        queries: AnyMatrix,
+        lane: "_Lane",
+        *,
+        split: bool,
+        chosen: int | None = None,
+        part_pieces: Parameter | None = None,
     ) -> None:
         model, isa, memory = self._model, self._isa, lane.memory(layer)
         scale, window, softcap = model.attention_scale, layer.sliding_window, model.attention_softcap
@@ -167,6 +187,7 @@ class Lowering:
                     window=window,
                     softcap=softcap,
                     chosen=chosen,
+                    part_pieces=part_pieces,
                     isa=isa,
                 )
             )
@@ -179,11 +200,12 @@ class Lowering:
             scratch=int(scratch.ctypes.data),
             tokens=lane.tokens,
             start=lane.start,
-            pieces=Parameter(Name.PIECES.of(lane.number)),
+            pieces=part_pieces or Parameter(Name.PIECES.of(lane.number)),
             scale=scale,
             window=window,
             softcap=softcap,
             chosen=chosen,
+            is_part=part_pieces is not None,
             isa=isa,
         ):
             self._program.add(row)
@@ -240,6 +262,11 @@ def attention_matrices(model: Model, workspace: Workspace, capacity: int) -> tup
     columns = model.head_count * model.key_length + model.head_count_kv * (model.key_length + model.value_length)
     attended = workspace.matrix("attended", capacity, model.head_count * model.value_length)
     return workspace.matrix("qkv", capacity, columns), attended
+
+
+def part_matrix(model: Model, workspace: Workspace, capacity: int) -> Matrix:
+    """Of up to `capacity` tokens what a part of their context says (`cpu_kernels.attention`)."""
+    return workspace.matrix("attended_part", capacity, part_columns(model.head_count, model.value_length))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class Name(StrEnum):
     ATTENDED = "attended"
     START = "start"  # position of the first token
     PIECES = "pieces"  # of the context, where few tokens share it out
+    PART = "part"  # address of its first row of `part_matrix`, where another device attends to the rest
+    PART_PIECES = "part_pieces"  # the first pieces, of which that is told
     KV = "kv"  # address of the cache's table of chunks
     WINDOW = "window"  # address of the cache's windows of keys
     ABSTRACTS = "abstracts"  # address of the cache's abstracts of keys, where some blocks are chosen

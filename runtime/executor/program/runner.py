@@ -5,7 +5,7 @@ Knows nothing of requests or of what caches hold: `Lane` says where in its cache
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,8 @@ class Runner:
         self._angles = Angles(model, weights)
         self._recorder: TraceRecorder | None = None
         self._head: Settable | None = None
-        self._programs: OrderedDict[tuple[tuple[SequenceLayout, ...], bool, bool, bool], Settable] = OrderedDict()
+        self._programs: OrderedDict[tuple[Hashable, ...], Settable] = OrderedDict()
+        self._variant: Hashable = None  # what else programs differ by
         self._cold = ColdReads(kv_tiers or KVTiers(), [layer.sliding_window for layer in model.layers])
         self._pool = self._new_pool(threads)
         self._ran_tokens = 0
@@ -221,9 +222,9 @@ class Runner:
         try:
             self._pool.run(program.program)
         except OperationError as error:
-            cause: BaseException | None = self._cold.failure()
-            if cause is None and self._weights.streamed is not None:
-                cause = self._weights.streamed.cache.recover()
+            streamed = self._weights.streamed
+            unread = None if streamed is None else streamed.cache.recover()
+            cause = self._cold.failure() or unread
             if cause is not None:
                 raise cause from error
             raise ModelFormatError(
@@ -252,7 +253,7 @@ class Runner:
     def _program(
         self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
     ) -> "Settable":
-        key = (layouts, split, foresees, cold is not None)
+        key = (layouts, split, foresees, cold is not None, self._variant)
         if key not in self._programs:
             self._programs[key] = Settable(self._new_program(layouts, split=split, foresees=foresees, cold=cold))
             if len(self._programs) > MAX_PROGRAMS:

@@ -50,6 +50,30 @@ def test_attention_over_a_context_that_programs_share(window: int | None) -> Non
     assert_close(attended(kernels(processors=8), [700, 90], 1, shape, window=window), wanted, EXACT)
 
 
+@pytest.mark.parametrize(("lengths", "each"), [([45], 2), ([700, 90], 1), ([40], 35)])
+def test_parts_are_joined(lengths: list[int], each: int) -> None:
+    """What is attended, with another part, one of whose tokens has seen nothing."""
+    shape = CacheShape(kv_heads=2, key_length=24, value_length=20, block_tokens=32)
+    tokens = each * len(lengths)
+    part = torch.cat((normal(50, tokens, 126), normal(51, tokens, 6).abs() * 40), dim=1)
+    part[-1, 120:] = torch.tensor([-1e30, 0.0]).repeat_interleave(6)
+    logarithms = part[:, 120:126] + part[:, 126:].log()
+    results = []
+    for chosen in (TORCH, kernels(processors=8)):
+        marks = torch.full((tokens, 12), torch.nan)
+        out = attended(chosen, lengths, each, shape, marks=marks)
+        joined = out.clone()
+        chosen.join_parts(joined, marks, part)
+        assert torch.equal(joined[-1], out[-1])
+        whole = marks[:, :6] + marks[:, 6:].log()
+        shares = torch.softmax(torch.stack((whole, logarithms)), 0)[..., None]
+        wanted = out.view(tokens, 6, 20) * shares[0] + part[:, :120].view(tokens, 6, 20) * shares[1]
+        assert_close(joined, wanted.flatten(1), EXACT)
+        results.append((joined, whole))
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert_close(found, expected, EXACT)
+
+
 @pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize(("neighbours", "pairs"), [(False, 5), (True, 3), (True, 5)])
 @pytest.mark.parametrize("normed", [False, True])

@@ -70,12 +70,14 @@ def test_every_other_operation_is_launched() -> None:
     operations.gather_rows(x, index, out)
     operations.scatter_add_weighted(x, y, vector[:2], index, count)
     operations.heads(x, y, out, index, Rotation(torch.ones((2, 4)), torch.zeros((2, 4)), True), cache, lanes)
-    operations.attention(x, cache, lanes, out, context=3, scale=1.0)
+    marks = torch.empty((2, 2))
+    operations.attention(x, cache, lanes, out, context=3, scale=1.0, marks=marks)
+    operations.join_parts(out, marks, torch.zeros((2, 10)))
     operations.route(x, ids, shares, norm=True)
     operations.topk(x, shares, ids)
     assert [name for name, _ in stream.launched] == [
         *("rms_norm", "add_norm", "add", "add_gated", "gate", "softcap", "scale_bias", "gather_rows"),
-        *("scatter_add_weighted", "heads", "attention", "route", "topk"),
+        *("scatter_add_weighted", "heads", "attention", "join_parts", "route", "topk"),
     ]
     assert stream.launched[0][1] == Cost(2 * 64, 32)
 

@@ -4,21 +4,22 @@ import random
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offload.expert_rates import DeviceTime, ExpertRates, ExpertTimes
 from offload.expert_schedule import (
     CHOOSING_S,
     IMPROVED_EXPERTS,
-    ExpertTimes,
     misses_to_move,
     moving_saves_s,
     schedule_experts,
 )
 
 MOST = 8
-ONE = ExpertTimes(lambda tokens: 1.0, lambda tokens: 1.0, 1.0)
+ONE = ExpertTimes(DeviceTime(1, 0, 0), DeviceTime(1, 0, 0), 1.0)
 
 
 def makespan(
@@ -30,8 +31,8 @@ def makespan(
         if not on_gpu[index]:
             moved_s += times.move_s
             gpu_s = max(gpu_s, moved_s)
-        gpu_s += times.gpu_s(tokens[index])
-    return max(gpu_s, sum(times.cpu_s(tokens[index]) for index in cpu))
+        gpu_s += float(times.gpu.seconds(tokens[index]))
+    return max(gpu_s, sum(float(times.cpu.seconds(tokens[index])) for index in cpu))
 
 
 def optimum(tokens: list[int], on_gpu: list[bool], times: ExpertTimes) -> float:
@@ -45,7 +46,7 @@ def optimum(tokens: list[int], on_gpu: list[bool], times: ExpertTimes) -> float:
 
 def linear(gpu: tuple[float, float], cpu: tuple[float, float], move_s: float) -> ExpertTimes:
     """(seconds at once, seconds a token) of each device."""
-    return ExpertTimes(lambda n: gpu[0] + gpu[1] * n, lambda n: cpu[0] + cpu[1] * n, move_s)
+    return ExpertTimes(DeviceTime(gpu[0], 0, gpu[1]), DeviceTime(cpu[0], 0, cpu[1]), move_s)
 
 
 def some_layer(chance: random.Random) -> tuple[list[int], list[bool], ExpertTimes]:
@@ -98,7 +99,7 @@ def test_many_experts() -> None:
     split = schedule_experts(tokens, on_gpu, times)
     gpu_tokens = [tokens[index] for index in split.gpu if on_gpu[index]]
     assert all(first >= second for first, second in pairwise(gpu_tokens))
-    total = sum(times.cpu_s(count) for count in tokens)
+    total = sum(float(times.cpu.seconds(count)) for count in tokens)
     assert split.makespan_s < 0.5 * total
     assert split.makespan_s >= makespan((), split.cpu, tokens, on_gpu, times)
 
@@ -139,7 +140,15 @@ def test_rates_that_are_none() -> None:
 
 
 def test_copies_for_one_token_must_save_what_choosing_them_takes() -> None:
-    slow_link = ExpertTimes(lambda _: 1e-5, lambda tokens: 1e-4 * tokens, move_s=9e-4)
+    slow_link = ExpertTimes(DeviceTime(1e-5, 0, 0), DeviceTime(0, 0, 1e-4), move_s=9e-4)
     assert moving_saves_s(8, slow_link) == pytest.approx(-CHOOSING_S)
-    fast_link = ExpertTimes(lambda _: 1e-5, lambda tokens: 1e-3 * tokens, move_s=1e-3)
+    fast_link = ExpertTimes(DeviceTime(1e-5, 0, 0), DeviceTime(0, 0, 1e-3), move_s=1e-3)
     assert moving_saves_s(8, fast_link) == pytest.approx(4e-3 - CHOOSING_S)
+
+
+def test_times_follow_from_rates() -> None:
+    times = ExpertRates(1e9, 1e10, 1e11, 1e12, 5e9, launch_s=1e-5).times(10**6, 2 * 10**6)
+    assert times.move_s == pytest.approx(2e-4)
+    assert times.read_s == 0.0
+    assert times.cpu.seconds(np.array([1, 100])) == pytest.approx([1e-3, 4e-2])
+    assert times.gpu.seconds(np.array([1, 100])) == pytest.approx([2e-5, 4e-4 + 1e-5])

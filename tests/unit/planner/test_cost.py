@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from planner import cost
 from planner.budget import GIB, Budget
 from planner.model_shape import ModelShape
-from planner.plan import Bottleneck, Measurement, Plan, Settings, WeightsForm
-from planner.profile import Profile, Residual, save
+from planner.plan import Plan, Settings, WeightsForm
+from planner.prediction import Bottleneck, Measurement, Residual
+from planner.profile import Profile, save
 from planner.solve import make_plan
 from tests.support.planning import header, llama_8b, profile
 

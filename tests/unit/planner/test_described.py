@@ -12,8 +12,9 @@ from planner.budget import GIB, MIB, Budget
 from planner.described import with_other_tiers
 from planner.machine import Machine
 from planner.machine_files import load_machine
-from planner.plan import Bottleneck, Objective, Plan
+from planner.plan import Objective, Plan
 from planner.plan_check import check_runnable
+from planner.prediction import Bottleneck
 from planner.question import Here, Wish, ask
 from planner.solve import make_plan
 from planner.spread import assignment_of, machine_of, spreads

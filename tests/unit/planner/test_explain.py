@@ -9,8 +9,8 @@ from rich.console import Console
 from offload.tiers import Device, Tier
 from planner.budget import GIB, MIB, Budget
 from planner.explain import render_comparison, render_plan
-from planner.plan import Measurement, Plan
-from planner.profile import Residual
+from planner.plan import Plan
+from planner.prediction import Measurement, Residual
 from planner.solve import make_plan
 from tests.support.planning import header, llama_8b, profile
 

@@ -17,7 +17,8 @@ from planner.hybrid_rates import expert_rates, moved_share
 from planner.hybrid_split import Split, split_by_names
 from planner.hybrid_step import HybridRun
 from planner.model_shape import ModelShape, UnitKind
-from planner.plan import Measurement, Plan
+from planner.plan import Plan
+from planner.prediction import Measurement
 from planner.question import Here, Wish, ask
 from planner.schedule import schedule
 from planner.simulate import simulate

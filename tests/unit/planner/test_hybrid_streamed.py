@@ -7,7 +7,8 @@ from typing import cast
 import pytest
 
 from offload.errors import PlanError
-from offload.expert_schedule import ExpertTimes, schedule_experts
+from offload.expert_rates import DeviceTime, ExpertTimes
+from offload.expert_schedule import schedule_experts
 from offload.flash_probe import DriveFigures, ReadFigure, filesystem_key
 from offload.gguf import GGUFFile
 from offload.tiers import Device, Tier
@@ -127,7 +128,7 @@ def test_experts_are_brought_from_flash_for_many_tokens_alone() -> None:
 
 def test_experts_in_ram_stay_with_the_cpu() -> None:
     """A copy to the GPU is read from flash, whether RAM has the expert or not."""
-    times = ExpertTimes(lambda tokens: 1e-4, lambda tokens: 1e-3 * tokens, 1e-4, read_s=1e-3)
+    times = ExpertTimes(DeviceTime(1e-4, 0, 0), DeviceTime(0, 0, 1e-3), 1e-4, read_s=1e-3)
     split = schedule_experts([1, 1, 4, 4], [False] * 4, times, [True, True, False, False])
     assert set(split.cpu) >= {0, 1}
     assert set(split.moved) == {2, 3}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from offload.errors import PlanError
 from planner.budget import GIB, Budget
-from planner.plan import Measurement, MemoryNeeds, Plan
+from planner.plan import MemoryNeeds, Plan
+from planner.prediction import Measurement
 from planner.solve import make_plan
 from tests.support.planning import header, profile
 

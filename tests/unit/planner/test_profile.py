@@ -17,18 +17,10 @@ from gpu_kernels.bandwidth import GpuRates
 from gpu_kernels.capabilities import GpuCapabilities
 from planner import document
 from planner import profile as profiles
-from planner.profile import (
-    Profile,
-    Residual,
-    available_threads,
-    cache_folder,
-    cpu_name,
-    load_or_measure,
-    record_observation,
-    save,
-    with_dequantize_rates,
-    with_gpu_rates,
-)
+from planner.folders import cache_folder
+from planner.host import available_threads, cpu_name
+from planner.prediction import Residual
+from planner.profile import Profile, load_or_measure, record_observation, save, with_dequantize_rates, with_gpu_rates
 from tests.support.planning import profile
 
 

@@ -10,7 +10,8 @@ from planner.budget import Budget
 from planner.hit_curve import assumed_curve
 from planner.machine import Flash, FlashPoint
 from planner.model_shape import ModelShape
-from planner.plan import Bottleneck, Settings, WeightsForm
+from planner.plan import Settings, WeightsForm
+from planner.prediction import Bottleneck
 from planner.streamed import (
     Streaming,
     all_slots,

@@ -7,7 +7,7 @@ import pytest
 from planner.budget import GIB, Budget
 from planner.machine import Machine
 from planner.plan import Plan
-from planner.profile import Residual
+from planner.prediction import Residual
 from planner.question import Here, Question, Wish, ask
 from planner.solve import solve
 from planner.what_if import Alternative, as_type, best_help, what_if

@@ -10,7 +10,8 @@ import pytest
 
 from offload.errors import FlashError, RequestError, StrataError
 from runtime.batch import BatchSummary, run_batch
-from runtime.batch_requests import BatchDefaults, BatchLine, BatchRequest, LineError, read_lines
+from runtime.batch_lines import BatchLine, LineError, read_lines
+from runtime.batch_requests import BatchDefaults, BatchRequest
 from runtime.sampler import SamplingParams
 from tests.support.batch_engine import FakeEngine
 

@@ -9,8 +9,9 @@ import pytest
 
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
+from planner.folders import cache_folder
 from planner.planned_draft import DraftKind
-from planner.profile import cache_folder, load_or_measure
+from planner.profile import load_or_measure
 from planner.solve import plan_here
 from runtime.engine import Engine
 from runtime.models import DEMO_DRAFT, DEMO_MODEL

@@ -7,15 +7,21 @@ from hypothesis import strategies as st
 
 from runtime.speculative.account import Account
 from runtime.speculative.draft import Candidate, Proposal
-from runtime.speculative.estimates import Acceptance, Calibration, Chance, PassTimes, RunningMean
+from runtime.speculative.estimates import Acceptance, Calibration, Chance
+from runtime.speculative.pass_times import NEAR, PassTimes
 from runtime.speculative.policy import Policy, Turn
 
 PLAIN_S = 1e-2
 MODEL = ("model", 0)
 
 
-def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False, overhead_s=2e-5):
-    """Seconds of an answer, and how many of its passes had drafts; candidates are right with that chance."""
+def simulate(
+    policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False, overhead_s=2e-5, speed=lambda _done: 1.0
+):
+    """Seconds of an answer, and how many of its passes had drafts; candidates are right with that chance.
+
+    `speed`: what all times are multiplied by at a token of the answer.
+    """
     rng = np.random.default_rng(seed)
     account, seconds, done, passes = Account(), 0.0, 0, 0
     while done < tokens:
@@ -23,7 +29,9 @@ def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False,
         if offer.idle_tokens:
             idle = min(offer.idle_tokens, tokens - done)
             policy.idled(idle, account)
-            seconds += idle * PLAIN_S
+            for _ in range(min(idle, NEAR)):
+                policy.passed_plainly(speed(done) * PLAIN_S)
+            seconds += idle * speed(done) * PLAIN_S
             done += idle
             continue
         most = offer.most if free else min(offer.most, offer.most_computed)
@@ -41,8 +49,8 @@ def simulate(policy, tokens, *, draft_s, pass_s, acceptance, seed=0, free=False,
             proposal,
             verified,
             accepted,
-            0.0 if free else drafted * draft_s,
-            pass_s(verified + 1),
+            0.0 if free else speed(done) * drafted * draft_s,
+            speed(done) * pass_s(verified + 1),
             overhead_s,
             offer.is_probe,
         )
@@ -173,7 +181,6 @@ def test_what_a_tree_teaches_is_of_the_candidates_that_were_put_to_the_test():
     assert policy.ranks.chances()[0] > ranks[0]
     assert policy.ranks.chances()[1] == ranks[1]
     assert policy.costs().draft_s == pytest.approx(1e-3)
-    assert policy.times.measurements(6) == 1
     before = policy.ranks.chances()[0]
     policy.record([tree_turn((0, 2))], Account())
     assert policy.ranks.chances()[0] == before, "behind a first choice that is right the second is not put to the test"
@@ -204,28 +211,30 @@ def test_what_several_sequences_take_is_learned_apart_and_what_drafts_are_like_t
     both = policy.for_lanes(2)
     turn = Turn(Proposal((Candidate(1, 0.8),) * 2, "test", is_computed=True), 2, 2, 2e-3, 9e-3)
     both.record([turn, turn], Account())
-    assert both.times.measurements(6) == 1
-    assert policy.times.measurements(6) == 0
+    assert both.plain_s == pytest.approx(1.8e-2 / 1.25 * 1.05)
+    assert policy.plain_s == PLAIN_S
     assert policy.acceptance.chances(1)[0] > 0.6
     assert both.costs().draft_s == pytest.approx(2 * policy.costs().draft_s)
     assert both.costs().verify_s(3) == pytest.approx(1.8e-2)
 
 
-def test_passes_that_were_not_measured_are_told_from_those_that_were():
-    times = PassTimes(lambda tokens: 1.0 + 0.1 * (tokens - 1))
-    assert times.seconds(5) == pytest.approx(1.4)
-    times.add(1, 2.0)
-    assert times.seconds(5) == pytest.approx(2.8)
-    times.add(9, 5.4)
-    assert times.seconds(5) == pytest.approx(1.4 * 2.5)
-    assert times.seconds(16) == pytest.approx(2.5 * 3.0)
-    assert (times.measurements(1), times.measurements(2)) == (1, 0)
+@settings(max_examples=30, deadline=None)
+@given(
+    speeds=st.lists(st.sampled_from((0.6, 0.8, 1.0, 1.4)), min_size=2, max_size=6),
+    each=st.integers(100, 400),
+    acceptance=st.sampled_from((0.1, 0.5, 0.9)),
+    seed=st.integers(0, 9),
+)
+def test_a_machine_that_changes_its_speed_neither_turns_drafts_off_nor_on(speeds, each, acceptance, seed):
+    def speed(done):
+        return speeds[done // each % len(speeds)]
 
-
-def test_means_take_the_least_of_the_first_and_bound_outliers():
-    mean = RunningMean(7.0)
-    for value in (3.0, 2.0, 9.0):
-        mean.add(value)
-    assert mean.value == 2.0
-    mean.add(1000.0)
-    assert mean.value == pytest.approx(2.0 + 0.2 * 4.0)
+    policy, tokens = policy_of(draft_s=PLAIN_S * 0.1), 1200
+    seconds, _ = simulate(
+        policy, tokens,
+        draft_s=PLAIN_S * 0.1, pass_s=lambda n: PLAIN_S * (1 + 0.05 * (n - 1)), acceptance=acceptance, seed=seed,
+        speed=speed,
+    )  # fmt: skip
+    plainly_s = sum(PLAIN_S * speed(done) for done in range(tokens))
+    gain = plainly_s / seconds
+    assert gain > {0.1: 0.96, 0.5: 1.15, 0.9: 2.4}[acceptance]

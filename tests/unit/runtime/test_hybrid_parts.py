@@ -1,5 +1,6 @@
 """The parts of the hybrid executor: placements, tasks, blocks of keys and values, inputs of a step, rates."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from runtime.executor import Step
 from runtime.executor.hybrid import HybridPlacement
 from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.hybrid.kv_pool import BLOCK_TOKENS, KVPool, blocks_of
-from runtime.executor.hybrid.rates import HybridRates
 from runtime.executor.hybrid.recording import Recording
 from runtime.executor.hybrid.step_inputs import StepInputs, StepShape
 from runtime.executor.hybrid.tasks import Work, gpu_matrices, resident_matrices, tasks_of
@@ -112,17 +112,17 @@ class Pool:
 def test_blocks_grow_and_go_back(dense: Model) -> None:
     pool = Pool(dense, 2 * BLOCK_TOKENS)
     first, second = pool.kv(), pool.kv()
-    first.reserve(BLOCK_TOKENS + 1)
+    first.prepare(0, BLOCK_TOKENS + 1)
     pool.pool.blocks(1).keys[first.blocks[1]].fill_(3.0)
     generation = pool.pool.generation
-    second.reserve(3 * BLOCK_TOKENS)
+    second.prepare(0, 3 * BLOCK_TOKENS)
     assert pool.pool.generation > generation
     assert not set(first.blocks) & set(second.blocks)
     assert (pool.pool.blocks(1).keys[first.blocks[1]] == 3.0).all()
     held = pool.pool.num_bytes
     del second
     third = pool.kv()
-    third.reserve(3 * BLOCK_TOKENS)
+    third.prepare(0, 3 * BLOCK_TOKENS)
     assert pool.pool.num_bytes == held
     third.length = 150
     third.truncate(BLOCK_TOKENS)
@@ -134,14 +134,14 @@ def test_growth_that_fails_leaves_blocks_as_they_were(dense: Model) -> None:
     layer_bytes = 4 * BLOCK_TOKENS * dense.head_count_kv * (dense.key_length + dense.value_length) * 2
     pool = Pool(dense, 4 * BLOCK_TOKENS, limit_bytes=4 * layer_bytes)
     kv = pool.kv()
-    kv.reserve(3 * BLOCK_TOKENS)
+    kv.prepare(0, 3 * BLOCK_TOKENS)
     for layer in (0, 1):
         pool.pool.blocks(layer).values[kv.blocks] = 2.0
     with pytest.raises(torch.OutOfMemoryError):
-        kv.reserve(40 * BLOCK_TOKENS)
+        kv.prepare(0, 40 * BLOCK_TOKENS)
     assert len(kv.blocks) == 3
     assert all((pool.pool.blocks(layer).values[kv.blocks] == 2.0).all() for layer in (0, 1))
-    kv.reserve(4 * BLOCK_TOKENS)
+    kv.prepare(0, 4 * BLOCK_TOKENS)
     pool.device.close()
 
 
@@ -149,7 +149,7 @@ def test_growth_that_fails_leaves_blocks_as_they_were(dense: Model) -> None:
 def test_keys_and_values_brought_to_ram(dense: Model, tokens: int) -> None:
     pool = Pool(dense, 16 * BLOCK_TOKENS)
     kv = pool.kv()
-    kv.reserve(tokens)
+    kv.prepare(0, tokens)
     kv.length = tokens
     rng = np.random.default_rng(tokens)
     blocks = pool.pool.blocks(1)
@@ -176,28 +176,43 @@ def test_packed_keys_and_values_are_found_again(key_length: int, value_length: i
     np.testing.assert_array_equal(layout.unpack_values(chunks, tokens), values)
 
 
+@dataclass
+class Held:
+    """What a step's inputs read of a sequence."""
+
+    blocks: list[int]
+    ram_blocks: int = 0
+
+
+def test_inputs_of_a_step_whose_first_tokens_lie_in_ram() -> None:
+    device = SimulatedDevice(FAST_GPU)
+    stream = device.stream("test")
+    inputs, recording = StepInputs(device, StepShape(2, 2, 32, 100, 2048, is_apart=True)), Recording(stream)
+    inputs.send(recording)
+    inputs.fill([1100, 64], [Held([3, 7], 16), Held([9, 8])])
+    recording.replay()
+    stream.synchronize()
+    assert inputs.positions.tolist() == [1100, 64]
+    assert inputs.lanes.lengths.tolist() == [1101, 65]
+    assert inputs.lanes.table[0, 16:18].tolist() == [3, 7]
+    assert inputs.held.lengths.tolist() == [1101 - 1024, 65]
+    assert inputs.held.table[:, :2].tolist() == [[3, 7], [9, 8]]
+    device.close()
+
+
 def test_inputs_of_a_step() -> None:
     device = SimulatedDevice(FAST_GPU)
     stream = device.stream("test")
     inputs, recording = StepInputs(device, StepShape(6, 2, 4, 100, 256)), Recording(stream)
     inputs.send(recording)
     for starts in ([5, 70], [6, 71]):
-        inputs.fill(starts, [[3], [9, 8]])
+        inputs.fill(starts, [Held([3]), Held([9, 8])])
         recording.replay()
         stream.synchronize()
         assert inputs.positions.tolist() == [start + token for start in starts for token in range(3)]
         assert inputs.lanes.lengths.tolist() == [start + 3 for start in starts]
         assert inputs.lanes.table[1, :2].tolist() == [9, 8]
     device.close()
-
-
-def test_times_follow_from_rates() -> None:
-    times = HybridRates(1e9, 1e10, 1e11, 1e12, 5e9, launch_s=1e-5).times(10**6, 2 * 10**6)
-    assert times.move_s == pytest.approx(2e-4)
-    assert times.cpu_s(1) == pytest.approx(1e-3)
-    assert times.cpu_s(100) == pytest.approx(4e-2)
-    assert times.gpu_s(1) == pytest.approx(2e-5)
-    assert times.gpu_s(100) == pytest.approx(4e-4 + 1e-5)
 
 
 def test_blocks_of_tokens() -> None:

@@ -161,16 +161,16 @@ def test_the_command_takes_a_budget(run, tmp_path: Path) -> None:
 
 def test_only_what_is_chosen_is_read_from_flash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_parts: list[int] = []  # bytes
-    submit_part = SpillFile.submit_part
+    submit_parts = SpillFile.submit_parts
 
-    def counted(spill: SpillFile, slot: Slot, first: int, memory: NDArray[np.uint8], *calls: Any) -> None:
-        in_parts.append(memory.nbytes)
-        submit_part(spill, slot, first, memory, *calls)
+    def counted(spill: SpillFile, slot: Slot, ranges: list[tuple[int, int]], *others: Any) -> None:
+        in_parts.append(sum(end - first for first, end in ranges))
+        submit_parts(spill, slot, ranges, *others)
 
-    monkeypatch.setattr(SpillFile, "submit_part", counted)
+    monkeypatch.setattr(SpillFile, "submit_parts", counted)
     spec = replace(models.spec_of("llama"), blocks=4)
     path = models.write_model(tmp_path / "model.gguf", spec, "Q8_0")
-    store = ChunkStore(SpillFile(tmp_path, 1 << 20))
+    store = ChunkStore(SpillFile(tmp_path, 1 << 20, in_parts=True))
     with programs.executor(path, threads=2, kv_tiers=KVTiers(store)) as executor:
         for types in TYPES:
             warm, kv = filled(executor, budgeted(types)), filled(executor, budgeted(types))
@@ -191,7 +191,7 @@ def test_only_what_is_chosen_is_read_from_flash(tmp_path: Path, monkeypatch: pyt
 
 
 def test_damage_on_flash_is_not_taken_for_keys(tmp_path: Path) -> None:
-    spill = SpillFile(tmp_path, 1 << 20)
+    spill = SpillFile(tmp_path, 1 << 20, in_parts=True)
     data = reserved_bytes(1 << 20, huge_pages=False)
     data[:] = np.random.default_rng(0).integers(0, 255, data.size)
     slot = spill.write(data)
@@ -204,13 +204,16 @@ def test_damage_on_flash_is_not_taken_for_keys(tmp_path: Path) -> None:
         arrived.set()
 
     for broken in (False, True):
-        sums = slot.block_checksums ^ np.uint64(broken)
+        sums = tuple(each ^ broken for each in slot.block_checksums)
         arrived.clear()
-        spill.submit_part(replace(slot, block_checksums=sums), 8192, memory[8192:20480], answer, answer)
+        spill.submit_parts(replace(slot, block_checksums=sums), [(8192, 20480), (32768, 36864)], memory, answer, answer)
         assert arrived.wait(10)
-    assert (memory[8192:20480] == data[8192:20480]).all()
-    assert not memory[:8192].any()
-    assert not memory[20480:].any()
+    read = np.zeros(memory.size, bool)
+    read[8192:20480] = read[32768:36864] = True
+    assert (memory[read] == data[read]).all()
+    assert not memory[~read].any()
+    spill.close()
+    assert spill.read_bytes == 3 * 16384  # what was wrong is read once more
     assert answered[0] is None
     assert "not what was written" in str(answered[1])
     spill.close()

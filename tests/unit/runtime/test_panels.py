@@ -18,6 +18,7 @@ from runtime.architectures import describe
 from runtime.panel import Panel, joined
 from runtime.panels import PanelWeights
 from tests.support import models
+from tests.support.random_weights import quantised
 
 SPEC = models.Spec("qwen3moe", blocks=1, qk_norm="head", experts=4)
 TIED = models.Spec("qwen2", blocks=1, biases=("attn_q",), tied=True)
@@ -107,8 +108,6 @@ def test_rows_that_do_not_fill_a_group_are_not_joined(tmp_path: Path) -> None:
 
 
 def test_types_that_differ_are_not_joined(tmp_path: Path) -> None:
-    quantised = models.quantised
-
     def mixed(
         rng: np.random.Generator, shape: tuple[int, ...], deviation: float, quant_type: str
     ) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:

@@ -9,7 +9,7 @@ import pytest
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from planner.budget import GIB, MIB
-from planner.plan import Measurement
+from planner.prediction import Measurement
 from runtime.backend import make_executor
 from runtime.drift import ROUNDS, TURN_TOKENS, WINDOW_TOKENS
 from runtime.engine import Engine

@@ -1,0 +1,74 @@
+"""How RAM is divided where it does not hold both a model and its context: between weights, and keys and values.
+
+What RAM does not hold of either comes from flash, over one drive. A few divisions are compared by how long a
+conversation is predicted to take that fills half of the context, or has the prompt that was asked for, and is answered:
+experts are used now and then, old keys and values in every step. Knows nothing about other devices than the CPU.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from planner.budget import Budget
+from planner.cost import ANSWER_TOKENS, packed_step_seconds
+from planner.drive import streaming_here
+from planner.kv_spill import all_kv_bytes, least_kv_ram_bytes, spilling_here
+from planner.model_shape import ModelShape
+from planner.plan import Settings
+from planner.profile import Profile
+from planner.question import Question
+from planner.streamed import least_slots, slot_bytes, streamed_needs
+from planner.ways import Fit, Way, fit_way
+
+SHARES = 8  # of what either could have, at most
+ANSWERED_SHARE = 1 / 8  # of a conversation's tokens that are read, as many are written
+KEPT_WHOLE_SHARE = 0.9  # of a division's time: what brings less does not pay for writing to the drive
+
+
+def divisions(
+    shape: ModelShape, budget: Budget, ways: Sequence[Way], context_tokens: int, kv_ram_bytes: int | None = None
+) -> Iterator[Fit]:
+    """What fits of those of `ways` that have a part of either on flash; `kv_ram_bytes` as for `fitting`."""
+    for way in ways:
+        given = [kv_ram_bytes]
+        if way.streams and way.spills and kv_ram_bytes is None:
+            given = list(_kv_shares(shape, budget, context_tokens))
+        for kv_bytes in given:
+            if (way.streams or way.spills) and (fit := fit_way(shape, budget, way, context_tokens, kv_bytes)):
+                yield fit
+
+
+def best_division(
+    question: Question, profile: Profile, fits: Sequence[Fit], settings_of: Callable[[Fit], Settings]
+) -> Fit:
+    """That whose conversation is over first; one that has all keys and values in RAM where others are little quicker.
+
+    `profile` knows the model's types.
+    """
+
+    def seconds(fit: Fit) -> float:
+        written = fit.kv_ram_bytes is not None
+        return _conversation_seconds(question, profile, settings_of(fit)) / (KEPT_WHOLE_SHARE if written else 1.0)
+
+    return min(fits, key=seconds)
+
+
+def _kv_shares(shape: ModelShape, budget: Budget, context_tokens: int) -> Iterator[int]:
+    """Bytes of RAM for keys and values: from the least to all that a token's experts leave."""
+    least = least_kv_ram_bytes(shape, context_tokens)
+    held = {"context_tokens": context_tokens, "chunk_tokens": 1, "kv_ram_bytes": 0}
+    bare = streamed_needs(shape, budget, **held, slots=least_slots(shape, 1))
+    most = min(budget.ram_bytes - bare.ram.needed_bytes, all_kv_bytes(shape, context_tokens) - slot_bytes(shape))
+    sizes = (least + (most - least) * share // SHARES for share in range(SHARES + 1))
+    yield from dict.fromkeys(max(size, least) for size in sizes)
+
+
+def _conversation_seconds(question: Question, profile: Profile, settings: Settings) -> float:
+    """Until a prompt of its length is read, by a chunk of its middle, and answered."""
+    shape, chunk = question.shape, settings.prefill_chunk_tokens
+    streaming = streaming_here(shape, profile, question.model, settings)
+    spilling = spilling_here(profile, settings)
+    prompt = question.wish.prompt_tokens or settings.context_tokens // 2
+    place = (streaming, spilling)
+    read = packed_step_seconds(shape, profile, settings, chunk, prompt // 2, *place)
+    token = packed_step_seconds(shape, profile, settings, 1, prompt, *place)
+    answer = max(ANSWERED_SHARE * prompt, ANSWER_TOKENS)
+    return sum(read.values()) * prompt / chunk + sum(token.values()) * answer

@@ -1,0 +1,62 @@
+"""Layers of a sequence whose chunks go to flash together, and in which order groups of them do.
+
+Without a budget that is all of them, so that what a pass reads is spread evenly over its layers. Where a token chooses
+what it reads, little of those layers is read: they go first, one by one, and layers that are read whole stay in RAM
+while there is room, as far as they see. Knows nothing about memory or files.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cpu_kernels.kv_layout import PIECE_TOKENS
+
+if TYPE_CHECKING:
+    from runtime.executor.program.sequence_layout import SequenceLayout
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """`layers` go together; `is_first`: before others. `window`: of the newest tokens that they see, None for all."""
+
+    layers: tuple[int, ...]
+    window: int | None = None
+    is_first: bool = True
+
+    def is_spared(self, piece: int, tokens: int) -> bool:
+        """Whether a piece of a sequence of so many tokens goes before what is read whole."""
+        return self.is_first or piece < first_seen(self.window, tokens)
+
+
+def first_seen(window: int | None, start: int) -> int:
+    """The first piece that a token at position `start` sees."""
+    return 0 if window is None else max(start - window + 1, 0) // PIECE_TOKENS
+
+
+def layer_groups(layout: "SequenceLayout", windows: Sequence[int | None]) -> tuple[LayerGroup, ...]:
+    """Of a sequence laid out so, whose layers see so many tokens each; none given: all see all."""
+    every = range(len(layout.layers))
+    if layout.abstracts is None:
+        return (LayerGroup(tuple(every)),)
+    seen = windows or [None] * len(layout.layers)
+    chosen = [place is not None and window is None for place, window in zip(layout.abstracts.layers, seen, strict=True)]
+    whole = [layer for layer in every if not chosen[layer]]
+    return (
+        *(LayerGroup((layer,)) for layer in every if chosen[layer]),
+        *(
+            LayerGroup(tuple(layer for layer in whole if seen[layer] == window), window, is_first=False)
+            for window in dict.fromkeys(seen[layer] for layer in whole)
+        ),
+    )
+
+
+def in_order(groups: Sequence[LayerGroup], cold: Sequence[int], tokens: int) -> Iterator[tuple[int, LayerGroup]]:
+    """Full pieces of the first `tokens` tokens in the order in which they go to flash, and of which layers.
+
+    `cold`: how many of each group's are there already.
+    """
+    left = list(cold)
+    while waiting := [number for number in range(len(groups)) if left[number] < tokens // PIECE_TOKENS]:
+        best = min(waiting, key=lambda number: (not groups[number].is_spared(left[number], tokens), left[number]))
+        yield left[best], groups[best]
+        left[best] += 1

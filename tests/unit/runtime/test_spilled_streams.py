@@ -1,0 +1,94 @@
+"""Experts from flash and keys and values on flash at once: logits are those of a model that is all in RAM."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
+from offload.flash import ReadMode
+from offload.kv_chunks import ChunkStore
+from offload.kv_spill import SpillFile
+from offload.prefetch_gate import PrefetchMode
+from runtime.executor import Step
+from runtime.executor.program import ProgramExecutor, ProgramKV
+from runtime.executor.program.kv_tiers import KVTiers
+from tests.support import models, programs
+from tests.support.spilled import plain_logits, run, spilling, taken_bytes
+
+TOKENS = 1500  # three pieces
+IDS = models.prompt(length=TOKENS + 80)
+SLOT_BYTES = 1 << 20
+ALL = 10_000  # slots for every expert
+
+
+@pytest.fixture(scope="module", params=["qwen3moe", "llama"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_model(tmp_path_factory.mktemp("model") / "m.gguf", models.spec_of(request.param), "Q8_0")
+
+
+def decoded(executor: ProgramExecutor, kv: ProgramKV, start: int) -> NDArray[np.float32]:
+    """Logits of two tokens one by one, then of some at once."""
+    kv.truncate(start)
+    rows = [run(executor, kv, [IDS[kv.length]]) for _ in range(2)]
+    return np.concatenate([*rows, *executor.forward([Step(IDS[kv.length : kv.length + 8], kv)], logits="all")])
+
+
+@pytest.mark.parametrize("mode", list(ReadMode))
+@pytest.mark.parametrize("kind", [KVType.F16, KVType.Q8_0])
+def test_any_chunks_and_any_experts_may_lie_on_flash(path: Path, kind: KVType, mode: ReadMode) -> None:
+    policy, start = KVPolicy(kind, kind), 1472
+    tiers = KVTiers(ChunkStore(SpillFile(path.parent, SLOT_BYTES, mode=mode)))
+    with programs.streaming(path, ALL, kv_tiers=tiers, mode=mode) as (executor, streamed):
+        model, cache, store = executor.model, streamed.cache, executor.kv_tiers.store
+        kv = executor.new_kv(TOKENS + 64, policy)
+        run(executor, kv, IDS[:start])
+        expected = decoded(executor, kv, start)
+        least, most = (1, model.block_count - 1)
+        if model.experts is not None:
+            least, most = min(8 * model.experts.used_count, model.experts.count), 2 * model.experts.count
+
+        @settings(max_examples=25, deadline=None, derandomize=True)
+        @given(
+            cold=st.sets(st.tuples(st.integers(0, model.block_count - 1), st.integers(0, 1)), min_size=1),
+            slots=st.integers(least, most),
+            prefetch=st.sampled_from([PrefetchMode.OFF, PrefetchMode.ON]),
+            threads=st.integers(1, 2),
+        )
+        def check(cold: set[tuple[int, int]], slots: int, prefetch: PrefetchMode, threads: int) -> None:
+            cache.resize(slots)
+            executor.set_prefetch(prefetch)
+            executor.set_threads(threads)
+            kv.truncate(start)
+            for layer, piece in cold:
+                kv.save(piece)
+                store.evict(kv.chunks(layer)[piece])
+            assert np.array_equal(decoded(executor, kv, start), expected)
+            for layer, piece in cold:
+                assert kv.chunks(layer)[piece].memory is None
+                store.bring(kv.chunks(layer)[piece])
+
+        before = cache.counts
+        check()
+        assert cache.counts.since(before).bytes_read > 0
+        assert store.spill is not None
+        assert store.spill.read_bytes > 0
+
+
+def test_sequences_move_to_flash_as_they_grow(path: Path) -> None:
+    expected = plain_logits(path, TOKENS, 2)
+    with spilling(path, 3, slots=50) as executor:
+        most = executor.kv_tiers.most_bytes or 0
+        caches = [executor.new_kv(TOKENS + 64) for _ in range(2)]
+        for first in range(0, TOKENS, 250):
+            for kv in caches:
+                logits = run(executor, kv, IDS[first : min(first + 250, TOKENS)])
+                assert taken_bytes(executor, kv) <= most
+        assert np.array_equal(logits, expected[0])
+        steps = executor.forward([Step([IDS[TOKENS]], kv) for kv in caches])
+        assert all(np.array_equal(row, expected[1]) for row in steps)
+        assert executor.kv_tiers.cold_pieces >= 2
