@@ -20,6 +20,7 @@ TURNED_VALUES = frozenset({KVType.Q4_0, KVType.KIVI2})
 EDGE_TYPE = KVType.Q8_0
 DENSE_LAYERS = 2  # that are read whole: what they look at is spread out (Quest, arXiv:2406.10774)
 LEAST_BUDGET_TOKENS = 4 * BLOCK_TOKENS
+READ_MOST = 2  # tokens that are read for one of the budget: what is chosen is read with its block
 HELD_WINDOW_BLOCKS = 2  # of a window, between two steps: the newest tokens' own, and one for drafts that are taken back
 
 
@@ -48,6 +49,12 @@ class KVPolicy:
     def is_chosen_from(self, layer: int) -> bool:
         """Whether a layer is not read whole."""
         return self.budget_tokens is not None and layer >= DENSE_LAYERS
+
+    def read_tokens(self, layer: int, tokens: int) -> int:
+        """Of so many tokens in a layer how many a new one reads, at most."""
+        if self.budget_tokens is None or not self.is_chosen_from(layer):
+            return tokens
+        return min(READ_MOST * self.budget_tokens, tokens)
 
     def of_layer(self, layer: int, layers: int) -> tuple[KVType, KVType]:
         """The types of one of `layers` layers' keys and values."""

@@ -20,7 +20,7 @@ from cpu_kernels.isa import ISA
 from cpu_kernels.kv_abstracts import BLOCK_LEAVES, FAN, GROUP_BLOCKS, IndexLayout, group_bytes
 from cpu_kernels.kv_index import level_starts, read_abstracts
 from cpu_kernels.kv_layout import BLOCK_TOKENS, PIECE_BLOCKS, PIECE_TOKENS, KVLayout
-from cpu_kernels.kv_policy import LEAST_BUDGET_TOKENS
+from cpu_kernels.kv_policy import LEAST_BUDGET_TOKENS, READ_MOST
 from cpu_kernels.matrix import AnyMatrix
 from cpu_kernels.program import Field, Row
 from cpu_kernels.simd import F32, I8, I32, I64, Kernel, Value, vector_type
@@ -28,7 +28,6 @@ from cpu_kernels.traced import TracedOperation
 
 RECENT_BLOCKS = 1
 KEPT_BLOCKS = RECENT_BLOCKS + 2  # that are always read
-READ_MOST = 2  # blocks that are read for a block of the budget
 QUERIES_AT_ONCE = 8
 NOTHING, ANYTHING = -3.0e38, 3.0e38
 EVERY_BLOCK = 0x0101010101010101

@@ -63,8 +63,7 @@ class Read:
     """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not.
 
     `into`: memory for the bytes in place of the reading thread's own, whole blocks that begin on a page; the extent
-    must begin with a block. `ranges`: first byte and end of what is read of the extent, whole blocks; what lies between
-    stays as it is in `into`.
+    must begin with a block. `ranges`: first byte and end of parts of the extent, whole blocks, that alone are read.
     """
 
     priority: Priority
@@ -76,11 +75,6 @@ class Read:
     started_s: float = 0.0  # 0: not yet
     given_up: bool = False
     over: bool = False  # done, failed or cancelled
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that are read."""
-        return self.extent.num_bytes if self.ranges is None else sum(end - first for first, end in self.ranges)
 
 
 @dataclass(slots=True)
@@ -229,10 +223,10 @@ class FlashReader(Closing):
     def _fill(self, view: memoryview, array: NDArray[np.uint8], read: Read) -> NDArray[np.uint8]:
         extent = read.extent
         if read.ranges is not None:
-            for first, end in read.ranges:
-                if self._direct:
-                    self._direct[extent.source].read_into(view[first:end], extent.offset + first, end - first)
-                else:
+            if self._direct:
+                self._direct[extent.source].read_ranges(view, extent.offset, read.ranges)
+            else:
+                for first, end in read.ranges:
                     self._sources[extent.source].read_into(view[first:end], extent.offset + first)
             return array
         if not self._direct:
@@ -269,7 +263,8 @@ class FlashReader(Closing):
             read.over = True
             self._active.remove(read)
             self.counts.reads += 1
-            self.counts.num_bytes += read.num_bytes
+            parts = read.ranges or [(0, read.extent.num_bytes)]
+            self.counts.num_bytes += sum(end - first for first, end in parts)
             if not self._active:
                 self.counts.busy_s += time.monotonic() - self._busy_since
             if self._is_idle():

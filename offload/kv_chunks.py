@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from offload.closing import Closing
 from offload.errors import FlashError
+from offload.flash import DEPTH
 from offload.kv_spill import Slot, SpillFile
 from offload.memory import reserved_bytes
 
@@ -22,12 +23,16 @@ log = logging.getLogger("strata.kv")
 Bytes = NDArray[np.uint8]
 
 
-def staging_slots(layers: int, cold_pieces: int) -> int:
+def staging_slots(layers: int, whole: int, part: int = 0) -> int:
     """Chunks that a pass reads have room for: two layers', so that one is read while the other is computed.
 
-    One layer's in models of two layers, which else would gain nothing.
+    One layer's in models of two layers, which else would gain nothing. `whole`: pieces on flash of layers that are read
+    whole. `part`: of those of which tokens choose a part: they have one layer's room, and passes over prompts, which
+    read them whole too, some slots more to read ahead with.
     """
-    return cold_pieces * (2 if layers > 2 else 1)
+    if part:
+        return part + max(whole, min(part, DEPTH))
+    return whole * (2 if layers > 2 else 1)
 
 
 class Chunk:
@@ -82,10 +87,16 @@ class ChunkStore(Closing):
         return self.spill is not None and self.failure is None
 
     def new(self, num_bytes: int) -> Chunk:
-        """A chunk of one owner; memory takes RAM when it is first written."""
+        """A chunk of one owner; memory takes RAM when it is first written. MemoryError where there is none."""
         chunk = Chunk(num_bytes)
         self._take_memory(chunk, reserved_bytes(num_bytes, huge_pages=False))
         return chunk
+
+    def replaced(self, chunk: Chunk) -> Chunk:
+        """A new chunk of as many bytes for one of its owners, who lets it go."""
+        made = self.new(chunk.num_bytes)
+        self.drop(chunk)
+        return made
 
     def share(self, chunk: Chunk) -> Chunk:
         """The same chunk, with one owner more."""

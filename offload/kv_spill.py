@@ -154,10 +154,11 @@ class SpillFile(Closing):
         extent = Extent(0, slot.number * self.slot_bytes, slot.num_bytes)
 
         def is_right(data: Bytes) -> bool:
+            view, sums, sum_of = data.data, slot.block_checksums, xxhash.xxh3_64_intdigest
             return all(
-                tuple(_block_checksums(data[first:end]))
-                == slot.block_checksums[first // BLOCK_BYTES : end // BLOCK_BYTES]
+                sum_of(view[start : start + BLOCK_BYTES]) == sums[start // BLOCK_BYTES]
                 for first, end in ranges
+                for start in range(first, end, BLOCK_BYTES)
             )
 
         self._submit(extent, is_right, memory, done, failed, Priority.DEMAND, ranges)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from planner import streamed, unit_cost
 from planner.gpu_choice import is_simulated
-from planner.hybrid_hits import evened_slots, gpu_hits_key
+from planner.hybrid_hits import evened_slots, gpu_hits_key, slots_of_both
 from planner.kv_spill import Spilling, reading_seconds, spilled_seconds
 from planner.machine_here import OPERATION_S, cpu_here, gpu_here
 from planner.memory import FLOAT32_BYTES, weights_bytes
@@ -49,6 +49,7 @@ PACKED_FIRST_STEP_S = 2e-3  # the demo's first token of a new sequence takes 2.4
 LEAST_PROMPT_TOKENS = 32  # that prefill is learned from: below, it is the first step's warming up that is measured
 # The first step of a process over the same step again: 6.5 ms instead of 2.5 ms for a prompt of 4 tokens.
 FIRST_STEP_S = 4e-3
+MOST_CHUNKS = 64  # of a prompt whose seconds are worked out
 ANSWER_TOKENS = 128  # of the answer that the decode speed is predicted for
 
 
@@ -100,13 +101,14 @@ def prefill_seconds(
     rates = _rates(shape, profile, settings)
     if settings.weights_form is WeightsForm.PACKED:
         return PACKED_FIRST_STEP_S + sum(
-            sum(packed_step_seconds(shape, profile, settings, tokens, start, streaming, spilling).values())
-            for start, tokens in _chunks(prompt_tokens, settings.prefill_chunk_tokens)
+            alike * sum(packed_step_seconds(shape, profile, settings, tokens, start, streaming, spilling).values())
+            for start, tokens, alike in _chunks(prompt_tokens, settings.prefill_chunk_tokens)
         )
     blocks = [unit for unit in shape.units if unit.layer is not None]
     ends = [unit for unit in shape.units if unit.layer is None]
     seconds = FIRST_STEP_S
-    for start, tokens in _chunks(prompt_tokens, settings.prefill_chunk_tokens):
+    for start in range(0, prompt_tokens, settings.prefill_chunk_tokens):
+        tokens = min(settings.prefill_chunk_tokens, prompt_tokens - start)
         scores = shape.head_count * shape.block_count * tokens * (start + (tokens + 1) / 2)
         arithmetic = 2 * tokens * sum(unit.active_weights for unit in blocks)
         touched = sum(unit.num_weights * _touched_share(shape, unit, tokens) for unit in blocks)
@@ -133,18 +135,22 @@ def packed_step_seconds(
     """The same for weights multiplied as they are in the file: `tokens` tokens behind `depth` others."""
     seconds = _packed_step_seconds(shape, profile, settings, tokens, depth)
     if streaming is not None:
-        ahead = 0.0 if spilling is None else reading_seconds(shape, spilling, depth + tokens - 1)
+        ahead = 0.0 if spilling is None else reading_seconds(shape, spilling, depth + tokens - 1, tokens)
         return streamed.step_seconds(shape, seconds, streaming, settings, tokens, read_ahead_s=ahead)
     overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
     bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
     parts = {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
-    return parts if spilling is None else spilled_seconds(shape, parts, spilling, depth + tokens - 1)
+    return parts if spilling is None else spilled_seconds(shape, parts, spilling, depth + tokens - 1, tokens)
 
 
-def _chunks(prompt_tokens: int, chunk_tokens: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of the tokens of each chunk."""
-    for start in range(0, prompt_tokens, chunk_tokens):
-        yield start, min(chunk_tokens, prompt_tokens - start)
+def _chunks(prompt_tokens: int, chunk_tokens: int) -> Iterator[tuple[int, int, int]]:
+    """(first token, tokens, how many are alike) of a prompt's chunks; of many some stand for their neighbors."""
+    starts = range(0, prompt_tokens, chunk_tokens)
+    step = ceil(len(starts) / MOST_CHUNKS)
+    for index in range(0, len(starts), step):
+        alike = starts[index : index + step]
+        start = alike[(len(alike) - 1) // 2]
+        yield start, min(chunk_tokens, prompt_tokens - start), len(alike)
 
 
 def _packed_step_seconds(shape: ModelShape, profile: Profile, settings: Settings, tokens: int, depth: int) -> float:
@@ -214,6 +220,8 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
     slots, key = plan.settings.stream_slots, plan.model.key
     if plan.settings.loop == HYBRID:
         slots, key = evened_slots(plan), gpu_hits_key(plan.model)
+        if measured.found_rate is not None and (both := slots_of_both(plan)):
+            profile = record_hits(profile, plan.model.key, both, measured.found_rate, path)
     if measured.hit_rate is not None and slots:
         is_first = key not in profile.hits
         profile = record_hits(profile, key, slots, measured.hit_rate, path)
@@ -253,13 +261,8 @@ def correction_keys(phase: str, model: PlannedModel, settings: Settings, bottlen
 def _rates(shape: ModelShape, profile: Profile, settings: Settings) -> _Rates:
     if settings.device != "cpu" and profile.gpu is not None:
         gpu = profile.gpu
-        return _Rates(
-            matvec_bytes_per_s=gpu.matvec_bytes_per_s,
-            read_bytes_per_s=gpu.matvec_bytes_per_s,
-            flops_per_s=gpu.matmul_flops_per_s,
-            op_s=gpu.op_overhead_s,
-            bandwidth=Bottleneck.GPU_BANDWIDTH,
-        )
+        rate = gpu.matvec_bytes_per_s
+        return _Rates(rate, rate, gpu.matmul_flops_per_s, gpu.op_overhead_s, Bottleneck.GPU_BANDWIDTH)
     threads = settings.threads
     matvec = profile.matvec_rate(weights_bytes(shape, WeightsForm.FLOAT32), threads)
     in_cache = matvec > 1.25 * profile.matvec_rate(profile.matvec[-1].at, threads)

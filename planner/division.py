@@ -5,7 +5,7 @@ conversation is predicted to take that fills half of the context, or has the pro
 experts are used now and then, old keys and values in every step. Knows nothing about other devices than the CPU.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from planner.budget import Budget
 from planner.cost import ANSWER_TOKENS, packed_step_seconds
@@ -16,24 +16,32 @@ from planner.plan import Settings
 from planner.profile import Profile
 from planner.question import Question
 from planner.streamed import least_slots, slot_bytes, streamed_needs
-from planner.ways import Fit, Way, fit_way
+from planner.ways import PROGRAM, WAYS, Fit, Way, fit_way
 
 SHARES = 8  # of what either could have, at most
 ANSWERED_SHARE = 1 / 8  # of a conversation's tokens that are read, as many are written
 KEPT_WHOLE_SHARE = 0.9  # of a division's time: what brings less does not pay for writing to the drive
 
 
-def divisions(
-    shape: ModelShape, budget: Budget, ways: Sequence[Way], context_tokens: int, kv_ram_bytes: int | None = None
-) -> Iterator[Fit]:
-    """What fits of those of `ways` that have a part of either on flash; `kv_ram_bytes` as for `fitting`."""
-    for way in ways:
-        given = [kv_ram_bytes]
+def divides(way: Way) -> bool:
+    """Whether RAM could be divided otherwise for it."""
+    return way.loop == PROGRAM and (way.streams or way.spills)
+
+
+def divisions(shape: ModelShape, budget: Budget, fit: Fit, kv_ram_bytes: int | None = None) -> Iterator[Fit]:
+    """Other ways to have a part of either on flash than `fit`'s, as far as they fit.
+
+    `kv_ram_bytes`: that keys and values may take at most; then a part of them has to be on flash.
+    """
+    for way in WAYS[PROGRAM]:
+        if not divides(way) or (kv_ram_bytes is not None and not way.spills):
+            continue
+        given: Iterable[int | None] = [kv_ram_bytes]
         if way.streams and way.spills and kv_ram_bytes is None:
-            given = list(_kv_shares(shape, budget, context_tokens))
+            given = _kv_shares(shape, budget, fit.context_tokens)
         for kv_bytes in given:
-            if (way.streams or way.spills) and (fit := fit_way(shape, budget, way, context_tokens, kv_bytes)):
-                yield fit
+            if other := fit_way(shape, budget, way, fit.context_tokens, kv_bytes):
+                yield other
 
 
 def best_division(

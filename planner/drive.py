@@ -8,7 +8,6 @@ from pathlib import Path
 from offload.errors import FlashError
 from offload.flash_probe import STREAMING_POINTS
 from planner.hit_curve import traced_curve
-from planner.machine import Flash
 from planner.machine_here import flash_here
 from planner.model_shape import ModelShape
 from planner.plan import PlannedModel, Settings
@@ -22,17 +21,6 @@ def drive_known(profile: Profile, model: PlannedModel) -> Profile:
         return with_drive(profile, Path(model.path), points=STREAMING_POINTS)
     except OSError as error:
         raise FlashError(f"the drive of {model.path} cannot be measured: {error}") from error
-
-
-def drive_at(profile: Profile, place: Path) -> Flash:
-    """The drive that a folder lies on, measured where it is not known; FlashError where it cannot be."""
-    try:
-        known = with_drive(profile, place, points=STREAMING_POINTS)
-    except OSError as error:
-        raise FlashError(f"the drive of {place} cannot be measured: {error}") from error
-    flash = flash_here(known, place)
-    assert flash is not None, "the drive was measured"
-    return flash
 
 
 def streaming_here(shape: ModelShape, profile: Profile, model: PlannedModel, settings: Settings) -> Streaming | None:

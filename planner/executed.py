@@ -1,7 +1,7 @@
 """Plans for this machine, of what this version executes: the ways that fit, each with what it promises, and the best.
 
-Everything in RAM, packed for the CPU's kernels, or that but for experts or layers that are read from flash; with a GPU,
-parts of it there. Knows nothing about machines that are described.
+Everything in RAM, packed for the CPU's kernels, or that but for experts or layers, and keys and values, that are read
+from flash; with a GPU, parts of it there. Knows nothing about machines that are described.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,12 @@ from offload.errors import RequestError
 from offload.tiers import Device
 from planner import cost
 from planner.budget import format_size
-from planner.division import best_division, divisions
-from planner.drive import streaming_here
+from planner.division import best_division, divides, divisions
+from planner.drive import drive_known, streaming_here
+from planner.folders import spill_folder
 from planner.gpu_choice import EXAMPLE, SIMULATED_PREFIX, is_simulated
 from planner.hybrid import brought_slots
-from planner.hybrid_fits import fit_hybrids, with_drive_of_experts
+from planner.hybrid_fits import fit_hybrids, quickest_in_parts, with_drive_of_experts
 from planner.hybrid_flash import FlashExperts, arriving_bytes_per_s
 from planner.hybrid_hits import gpu_hit_curve
 from planner.hybrid_predict import predict_hybrid
@@ -32,6 +33,8 @@ from planner.notes import context_notes, way_notes
 from planner.plan import FORMAT_VERSION, Needs, Objective, Placement, Plan, PlannedMachine, Settings, WeightsForm
 from planner.prediction import Prediction
 from planner.profile import Profile, with_dequantize_rates, with_gpu_rates, with_kernel_rates
+from planner.profile_attention import with_attention_rates
+from planner.profile_spill import with_spill_rates
 from planner.question import Here, Question
 from planner.refusal import refused
 from planner.spread import machine_of
@@ -68,6 +71,7 @@ def plan_executed(question: Question, here: Here) -> Plan:
     fits = _fits(question, here)
     if not fits:
         raise refused(question)
+    here, fits = _divided(question, here, fits)
     candidates = [_candidate(question, here, fit) for fit in fits]
     best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
     gpu = here.gpu if best.fit.way.device is Device.GPU else None
@@ -123,7 +127,7 @@ def predicted(
 
 def hybrid_run(question: Question, settings: Settings, placed: tuple[Placement, ...]) -> HybridRun:
     """The steps of a hybrid plan on the machine of the question."""
-    split = split_of(question.shape, placed, settings.gpu_slots)
+    split = split_of(question.shape, placed, settings.gpu_slots, settings.gpu_kv_tokens)
     curve = None
     if split.cache_slots(question.shape) and isinstance(question.place, Here):
         curve = gpu_hit_curve(question.shape, question.place.profile, question.model)
@@ -154,7 +158,6 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     plain = [way for way in ways if way.loop != HYBRID]
     limits = question.wish.context_tokens, question.wish.kv_ram_bytes
     fits = list(fitting(shape, question.budget, plain, *limits)) if plain else []
-    fits = [_divided(question, here, fit, plain) for fit in fits]
     if len(plain) == len(ways):
         return fits
     wanted = question.wish.context_tokens or default_context(shape)
@@ -162,17 +165,32 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     shorter = question.wish.context_tokens is None and not fits
     place = here.gpu.torch_device, _threads(question, here)
     hybrids = fit_hybrids(question, *place, wanted, may_be_shorter=shorter)
-    return [*hybrids, *fits]
+
+    def seconds(fit: Fit) -> float:
+        """In the middle of the context."""
+        settings, half = _settings(question, here, fit), max(fit.context_tokens // 2, 1)
+        its = predicted(question, here, settings, fit.needs, fit.placements, half)
+        return _seconds(its, question.wish.objective)
+
+    return [*quickest_in_parts(hybrids, seconds), *fits]
 
 
-def _divided(question: Question, here: Here, fit: Fit, ways: Sequence[Way]) -> Fit:
-    """`fit`, or where it has something on flash the division of RAM that is predicted to be best."""
-    if not fit.way.streams and not fit.way.spills:
-        return fit
+def _divided(question: Question, here: Here, fits: Sequence[Fit]) -> tuple[Here, Sequence[Fit]]:
+    """`fits` with that division of RAM which is predicted to be best where one has something on flash.
+
+    And `here` with what it takes to know that.
+    """
+    if not any(divides(fit.way) for fit in fits):
+        return here, fits
     shape, wish = question.shape, question.wish
-    fits = list(divisions(shape, question.budget, ways, fit.context_tokens, wish.kv_ram_bytes))
-    here = replace(here, profile=with_types(here.profile, shape, fit.way.form))
-    return best_division(question, here.profile, fits, lambda one: _settings(question, here, one))
+    profile = with_types(here.profile, shape, WeightsForm.PACKED)
+    here = replace(here, profile=with_spill_rates(drive_known(profile, question.model), spill_folder()))
+
+    def best(fit: Fit) -> Fit:
+        others = divisions(shape, question.budget, fit, wish.kv_ram_bytes)
+        return best_division(question, here.profile, [fit, *others], lambda one: _settings(question, here, one))
+
+    return here, [best(fit) if divides(fit.way) else fit for fit in fits]
 
 
 def _spilling(question: Question, ways: tuple[Way, ...]) -> tuple[Way, ...]:
@@ -224,6 +242,7 @@ def _settings(question: Question, here: Here, fit: Fit) -> Settings:
         device=gpu.torch_device if gpu is not None else "cpu",
         stream_slots=fit.stream_slots,
         gpu_slots=fit.gpu_slots,
+        gpu_kv_tokens=fit.gpu_kv_tokens,
         kv_ram_bytes=fit.kv_ram_bytes,
         tuning=chosen_kernels(typed, question.shape) if fit.way.form is WeightsForm.PACKED else None,
     )
@@ -250,7 +269,9 @@ def with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profil
     kinds = {quant_type(name) for name, _ in shape.weights_by_type}
     if form is WeightsForm.QUANTISED:
         return with_dequantize_rates(profile, kinds)
-    return with_kernel_rates(profile, kinds) if form is WeightsForm.PACKED else profile
+    if form is WeightsForm.PACKED:
+        return with_attention_rates(with_kernel_rates(profile, kinds), shape.kv)
+    return profile
 
 
 def _seconds(predicted: Prediction, objective: Objective) -> float:

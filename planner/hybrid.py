@@ -18,7 +18,14 @@ from planner.gpu_choice import is_simulated
 from planner.greedy import solve_greedy
 from planner.hybrid_flash import flash_loads
 from planner.hybrid_items import HybridProblem, hybrid_problem
-from planner.hybrid_memory import buffers_bytes, gpu_activations_bytes, kv_tokens, reserved, with_gpu_in_ram
+from planner.hybrid_memory import (
+    buffers_bytes,
+    gpu_activations_bytes,
+    kv_tokens,
+    ram_kv_tokens,
+    reserved,
+    with_gpu_in_ram,
+)
 from planner.hybrid_parts import gpu_bytes, parts, ram_bytes
 from planner.hybrid_split import Split, split_by_names, split_of
 from planner.machine import Machine
@@ -37,11 +44,23 @@ BROUGHT_SHARE = 1 / 16  # of the GPU's memory, for experts that are brought for 
 ACTIVATIONS_SHARE = 1 / 8  # of the GPU's memory: a chunk that needs more is halved, as long as it is no small one
 
 
-def fit_hybrid(question: Question, machine: Machine, device: str, *, threads: int, context_tokens: int) -> Fit | None:
-    """The split that is predicted to be best; None where nothing would be on the GPU, or RAM cannot hold the rest."""
+def fit_hybrid(
+    question: Question,
+    machine: Machine,
+    device: str,
+    *,
+    threads: int,
+    context_tokens: int,
+    gpu_kv_tokens: int | None = None,
+) -> Fit | None:
+    """The split that is predicted to be best; None where nothing would be on the GPU, or RAM cannot hold the rest.
+
+    `gpu_kv_tokens`: that the GPU holds of a cache, older ones being in RAM; None: all.
+    """
     shape, budget = question.shape, question.budget
     chunk = chunk_that_fits(question, context_tokens)
-    fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk)
+    tokens = {"context_tokens": context_tokens, "chunk_tokens": chunk}
+    fixed = reserved(shape, budget, device, **tokens, in_parts=gpu_kv_tokens is not None)
     gpu_room = budget.gpu_bytes - fixed.gpu.needed_bytes
     if gpu_room <= 0:
         return None
@@ -59,14 +78,17 @@ def fit_hybrid(question: Question, machine: Machine, device: str, *, threads: in
             gpu_bytes=gpu_room,
             divides=divides,
             gpu_is_ram=is_simulated(device),
+            gpu_kv_tokens=gpu_kv_tokens,
         )
         split = best_split(shape, budget, found, is_asked=question.wish.loop == HYBRID)
         if split is None:
             continue
-        needs = needs_of(shape, budget, device, split, context_tokens=context_tokens, chunk_tokens=chunk)
+        split = replace(split, kv_tokens=gpu_kv_tokens)
+        needs = needs_of(shape, budget, device, split, **tokens)
         if fits(needs, budget):
             placed = tuple(placements_of(shape, split, context_tokens))
-            return Fit(HYBRID_WAY, context_tokens, chunk, needs, gpu_slots=split.slots, placements=placed)
+            fit = Fit(HYBRID_WAY, context_tokens, chunk, needs, gpu_slots=split.slots, placements=placed)
+            return replace(fit, gpu_kv_tokens=gpu_kv_tokens)
     return None
 
 
@@ -76,7 +98,7 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
     Where experts share slots, as many of each layer's classes as there are slots for.
     """
     shape, settings = question.shape, plan.settings
-    split = split_of(shape, plan.placements, settings.gpu_slots)
+    split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     layers = split.cached_layers(shape)
     ram, gpu = plan.needs.ram, plan.needs.gpu
     flash = flash_loads(shape, machine, settings.threads) if settings.stream_slots else None
@@ -91,6 +113,7 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
         gpu_bytes=plan.budget.gpu_bytes - gpu.needed_bytes + gpu.weights_bytes + gpu.slots_bytes + gpu.kv_bytes,
         divides=bool(layers) or flash is not None,
         flash=flash,
+        gpu_kv_tokens=settings.gpu_kv_tokens,
     )
     share = split.cache_slots(shape) / max(len(layers) * shape.expert_count, 1)
     in_ram = settings.stream_slots / max(all_slots(shape) - len(split.resident) * shape.expert_count, 1)
@@ -123,7 +146,8 @@ def placements_of(
             num_bytes = gpu_bytes(unit) if device is Device.GPU else unit.num_bytes
             yield Placement(unit.name, unit.kind, unit.layer, num_bytes, tier, device)
         if part.kind is UnitKind.ATTENTION and part.layer is not None:
-            held = part.kv_bytes * context_tokens
+            most = split.kv_tokens if device is Device.GPU and split.kv_tokens is not None else context_tokens
+            held = part.kv_bytes * min(most, context_tokens)
             yield Placement(f"blk.{part.layer}.kv", UnitKind.KV, part.layer, held, tier, device)
 
 
@@ -138,7 +162,8 @@ def needs_of(
     stream_slots: int = 0,
 ) -> Needs:
     """What a split needs of both memories, margins included; `stream_slots`: of RAM, where it has not all experts."""
-    fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk_tokens)
+    in_parts = split.kv_tokens is not None
+    fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk_tokens, in_parts=in_parts)
     if stream_slots:
         fixed = with_readers(fixed)
     ram = replace(fixed.ram, slots_bytes=stream_slots * ram_slot_bytes(shape) if stream_slots else 0)
@@ -147,13 +172,15 @@ def needs_of(
         if stream_slots and part.kind is UnitKind.EXPERTS and split.device(part) is Device.CPU:
             continue
         if split.device(part) is Device.GPU:
-            gpu = _with(gpu, part.gpu_bytes, part.kv_bytes * kv_tokens(context_tokens))
+            gpu = _with(gpu, part.gpu_bytes, part.kv_bytes * kv_tokens(context_tokens, split.kv_tokens))
+            ram = _with(ram, 0, part.kv_bytes * ram_kv_tokens(context_tokens, split.kv_tokens))
         else:
             ram = _with(ram, sum(map(ram_bytes, part.units)), part.kv_bytes * context_tokens)
     layers = split.cached_layers(shape)
     slots = split.cache_slots(shape) + kinds_of_experts(shape) * brought_slots(shape, budget, split)
     slots_bytes = slots * slot_bytes(shape, layers)
-    activations = gpu_activations_bytes(shape, min(chunk_tokens, context_tokens), context_tokens, split)
+    tokens = min(chunk_tokens, context_tokens)
+    activations = gpu_activations_bytes(shape, tokens, context_tokens, split, in_parts=in_parts)
     gpu = replace(
         gpu,
         slots_bytes=slots_bytes,

@@ -37,7 +37,7 @@ def check_split(plan: Plan, shape: ModelShape) -> None:
             )
     for part in parts(shape):
         _check_part(part, placed)
-    split = split_of(shape, plan.placements, plan.settings.gpu_slots)
+    split = split_of(shape, plan.placements, plan.settings.gpu_slots, plan.settings.gpu_kv_tokens)
     _check_experts(split, placed)
     _check_slots(shape, split, plan.settings.gpu_slots)
 
@@ -48,14 +48,16 @@ def split_bytes(plan: Plan, shape: ModelShape) -> dict[str, int]:
     right = {unit.name: gpu_bytes(unit) if unit.name in on_gpu else unit.num_bytes for unit in shape.units}
     for part in parts(shape):
         if part.kind is UnitKind.ATTENTION and part.layer is not None:
-            right[f"blk.{part.layer}.kv"] = part.kv_bytes * plan.settings.context_tokens
+            tokens, most = plan.settings.context_tokens, plan.settings.gpu_kv_tokens
+            in_parts = part.name in on_gpu and most is not None
+            right[f"blk.{part.layer}.kv"] = part.kv_bytes * (min(most or 0, tokens) if in_parts else tokens)
     return right
 
 
 def split_needs(plan: Plan, shape: ModelShape) -> Needs:
     """What the split of a plan needs of both memories."""
     settings = plan.settings
-    split = split_of(shape, plan.placements, settings.gpu_slots)
+    split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
     return needs_of(shape, plan.budget, settings.device, split, **tokens, stream_slots=settings.stream_slots)
 

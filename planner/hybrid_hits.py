@@ -23,6 +23,19 @@ def gpu_hit_curve(shape: ModelShape, profile: Profile, model: PlannedModel) -> H
     return hit_curve(shape, None if points is None else traced_curve(points, all_slots(shape)))
 
 
+def slots_of_both(plan: Plan) -> int:
+    """The places for experts in RAM and on the GPU together, as if all layers shared them; 0 where RAM has all.
+
+    As `FlashExperts` has it: both caches count as one.
+    """
+    experts = [p.device for p in plan.placements if p.kind is UnitKind.EXPERTS]
+    resident, slots = experts.count(Device.GPU), plan.settings.stream_slots
+    if not slots or resident == len(experts):
+        return 0
+    slots += plan.settings.gpu_slots - resident * plan.model.expert_count
+    return round(slots * len(experts) / (len(experts) - resident))
+
+
 def evened_slots(plan: Plan) -> int:
     """The slots that experts share, as if all layers had them; 0 where there are none."""
     experts = {p.layer: p.device for p in plan.placements if p.kind is UnitKind.EXPERTS}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from offload.tiers import Device, Tier
 from planner import unit_cost
-from planner.hybrid_memory import kv_tokens
+from planner.hybrid_memory import kv_tokens, ram_kv_tokens
 from planner.hybrid_parts import FEED_FORWARD, Part, StepCosts, part_option, parts, ram_bytes, split_option
 from planner.items import THROUGHPUT_SEQUENCES, expert_classes
 from planner.machine import Machine
@@ -105,15 +105,17 @@ def hybrid_problem(
     divides: bool,
     gpu_is_ram: bool = False,
     flash: FlashLoads | None = None,
+    gpu_kv_tokens: int | None = None,
 ) -> HybridProblem:
     """The problem for the step that the objective looks at; the CPU is each item's first option.
 
     With `flash` RAM need not hold experts: what neither it nor the GPU holds is read from there when it is used.
+    `gpu_kv_tokens`: that the GPU holds of a cache, the others being in RAM; None: all.
     """
     many = objective is Objective.THROUGHPUT
     tokens = {Objective.LATENCY: 1, Objective.TTFT: chunk_tokens}.get(objective, THROUGHPUT_SEQUENCES)
     depth = 0 if objective is Objective.TTFT else context_tokens // 2
-    costs = StepCosts(shape, machine, threads, tokens, depth, sequences=tokens if many else 1)
+    costs = StepCosts(shape, machine, threads, tokens, depth, tokens if many else 1, gpu_kv_tokens)
     items = [item for part in parts(shape) for item in _items(shape, costs, part, context_tokens, divides, flash)]
     if gpu_is_ram:
         items = [_in_ram(item) for item in items]
@@ -133,8 +135,9 @@ def _items(
         )
     ]
     if part.may_be_on_gpu:
-        on_gpu = part.gpu_bytes + part.kv_bytes * kv_tokens(context_tokens)
-        options.append(part_option(Device.GPU, costs.part(part, Device.GPU), ram_bytes=0, gpu_bytes=on_gpu))
+        on_gpu = part.gpu_bytes + part.kv_bytes * kv_tokens(context_tokens, costs.kv_tokens)
+        others = part.kv_bytes * ram_kv_tokens(context_tokens, costs.kv_tokens)
+        options.append(part_option(Device.GPU, costs.part(part, Device.GPU), ram_bytes=others, gpu_bytes=on_gpu))
     yield Item(part.name, part.kind, part.layer, tuple(options))
 
 

@@ -4,8 +4,10 @@ The worst moment is the largest prefill chunk with the KV cache full. Knows noth
 a figure varies, what is reserved lies above it.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from cpu_kernels.kv_layout import PIECE_TOKENS
 from offload.tiers import Device
 from planner.budget import GPU_PROCESS_RAM_BYTES, MIB, PACKED_PROCESS_BYTES, Budget
 from planner.gpu_choice import is_simulated
@@ -32,11 +34,14 @@ LEAST_ROWS = 64  # of every matrix of activations: so many sequences may go on t
 ANGLES = 3  # of a position as many as a head has numbers, for two ways to turn, one of which is being replaced
 TABLES_BYTES = 64 << 10  # positions, blocks, and which experts' rows are whose
 KV_BLOCK_TOKENS = 64  # by which a sequence's cache on the GPU grows
+KV_SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8)  # of the context that the GPU might hold where it cannot hold all
 SEQUENCES = 8  # that run together, each of which may leave the better part of a block unused
 
 
-def reserved(shape: ModelShape, budget: Budget, device: str, *, context_tokens: int, chunk_tokens: int) -> Needs:
-    """All that is needed but weights, slots and KV cache.
+def reserved(
+    shape: ModelShape, budget: Budget, device: str, *, context_tokens: int, chunk_tokens: int, in_parts: bool = False
+) -> Needs:
+    """All that is needed but weights, slots and KV cache; `in_parts`: caches of the GPU's layers lie in part in RAM.
 
     The GPU's activations are reserved first, so that no prompt can run out of memory for them. A simulated GPU's memory
     is RAM, which `with_gpu_in_ram` adds.
@@ -45,31 +50,35 @@ def reserved(shape: ModelShape, budget: Budget, device: str, *, context_tokens: 
     activations = packed_activations_bytes(shape, tokens)
     simulated = is_simulated(device)
     ram = MemoryNeeds(
-        activations_bytes=activations + crossing_bytes(shape, tokens),
+        activations_bytes=activations + crossing_bytes(shape, tokens, in_parts=in_parts),
         buffers_bytes=PACKED_BUFFERS_BYTES + RING_BYTES,
         vocabulary_bytes=vocabulary_bytes(shape, activations),
         process_bytes=PACKED_PROCESS_BYTES + TORCH_BYTES if simulated else GPU_PROCESS_RAM_BYTES,
         margin_bytes=budget.ram_margin_bytes,
     )
+    on_gpu = gpu_activations_bytes(shape, tokens, context_tokens, in_parts=in_parts)
     gpu = MemoryNeeds(
-        activations_bytes=gpu_activations_bytes(shape, tokens, context_tokens),
-        buffers_bytes=buffers_bytes(shape, None, gpu_activations_bytes(shape, tokens, context_tokens)),
+        activations_bytes=on_gpu,
+        buffers_bytes=buffers_bytes(shape, None, on_gpu),
         process_bytes=0 if simulated else GPU_PROCESS_BYTES,
         margin_bytes=budget.gpu_margin_bytes,
     )
     return Needs(ram=ram, gpu=gpu)
 
 
-def gpu_activations_bytes(shape: ModelShape, tokens: int, context_tokens: int, split: Split | None = None) -> int:
+def gpu_activations_bytes(
+    shape: ModelShape, tokens: int, context_tokens: int, split: Split | None = None, *, in_parts: bool = False
+) -> int:
     """What the GPU's operations pass on to each other in a chunk of so many tokens, float32; None: all parts' there.
 
     Of a token residual, norms and heads; gate and up; of every expert used what goes in and what comes out. The logits
-    of the tokens that want them; cosines and sines of all positions.
+    of the tokens that want them; cosines and sines of all positions. `in_parts`: what the CPU attended, too.
     """
     hidden, rows = shape.embedding_length, max(tokens, LEAST_ROWS)
     columns, others = [hidden] * 3, TABLES_BYTES
     if split is None or split.attention:
         columns += _attention_columns(shape)
+        columns += _part_columns(shape) if in_parts else []
         others += ANGLES * FLOAT32_BYTES * context_tokens * _head_length(shape)
     if split is None or split.feed_forward:
         columns += _feed_forward_columns(shape, has_slots=split is None or split.slots > 0)
@@ -96,17 +105,42 @@ def buffers_bytes(shape: ModelShape, split: Split | None, later_bytes: int) -> i
     return transfer + max(min(STAGING_BYTES, staged) + TABLES_BYTES - later_bytes - transfer, 0)
 
 
-def crossing_bytes(shape: ModelShape, tokens: int) -> int:
+def crossing_bytes(shape: ModelShape, tokens: int, *, in_parts: bool = False) -> int:
     """Pinned RAM in which a chunk's hidden states cross the link, in both directions, with what routers decided."""
-    return FLOAT32_BYTES * tokens * (4 * shape.embedding_length + 4 * shape.expert_used_count) + (
-        FLOAT32_BYTES * SEQUENCES * shape.vocab_size
-    )
+    columns = 4 * shape.embedding_length + 4 * shape.expert_used_count
+    if in_parts:
+        columns += sum(_attention_columns(shape)) + sum(_part_columns(shape))
+    return FLOAT32_BYTES * tokens * columns + FLOAT32_BYTES * SEQUENCES * shape.vocab_size
 
 
-def kv_tokens(context_tokens: int) -> int:
-    """Tokens of a layer's cache on the GPU that hold `context_tokens`, in blocks of which sequences take whole ones."""
+def kv_tokens(context_tokens: int, most_tokens: int | None = None) -> int:
+    """Tokens of a layer's cache on the GPU for `context_tokens`, in blocks of which sequences take whole ones.
+
+    `most_tokens`: that it may hold, the others being in RAM.
+    """
+    if most_tokens is not None:
+        return most_tokens
     blocks = -(-context_tokens // KV_BLOCK_TOKENS)
     return KV_BLOCK_TOKENS * (blocks + min(SEQUENCES - 1, blocks - 1))
+
+
+def ram_kv_tokens(context_tokens: int, most_tokens: int | None) -> int:
+    """Tokens of a GPU layer's cache that lie in RAM where the GPU may hold so many: whole pieces."""
+    if most_tokens is None:
+        return 0
+    return PIECE_TOKENS * -(-max(context_tokens - most_tokens, 0) // PIECE_TOKENS)
+
+
+def kv_limits(context_tokens: int, chunk_tokens: int) -> Iterator[int]:
+    """How many tokens of each cache the GPU might hold where it cannot hold all: less and less, in whole pieces.
+
+    At least the piece that a chunk begins in, and the chunk.
+    """
+    least = PIECE_TOKENS * (1 + -(-chunk_tokens // PIECE_TOKENS))
+    for share in KV_SHARES:
+        tokens = int(share * context_tokens) // PIECE_TOKENS * PIECE_TOKENS
+        if tokens >= least:
+            yield tokens
 
 
 def with_gpu_in_ram(needs: Needs, device: str) -> Needs:
@@ -127,6 +161,11 @@ def _attention_columns(shape: ModelShape) -> list[int]:
             heads = max(unit.num_weights // shape.embedding_length - cached, 0) // 2
             widths.append((heads + cached, heads))
     return [max(width[part] for width in widths) for part in range(2)]
+
+
+def _part_columns(shape: ModelShape) -> list[int]:
+    """Of what the CPU attended, and of what weight that and the GPU's own part have."""
+    return [_attention_columns(shape)[1] + 2 * shape.head_count, 2 * shape.head_count]
 
 
 def _feed_forward_columns(shape: ModelShape, *, has_slots: bool) -> list[int]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from cpu_kernels.kv_layout import PIECE_TOKENS
 from gpu_kernels.layouts import LAYOUTS
 from offload.tiers import Device, Tier
 from planner import unit_cost
-from planner.machine import Machine
-from planner.memory import packed_bytes
+from planner.machine import Gpu, Machine
+from planner.memory import HALF_BYTES, packed_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.placement import Option
 from planner.prediction import Bottleneck
@@ -22,8 +23,7 @@ from planner.unit_cost import Share, Terms
 FLOAT32_BYTES = 4
 SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 SPLIT_S = 5e-6  # of the row that shares a layer's experts out
-CHOOSING_S = 4e-4  # a layer, where it is decided which experts are brought
-BROUGHT_S = 5e-5  # an expert, until it is on its way
+CHOOSING_S = 7.5e-4  # more, where it decides which experts are brought (128 of them, and 25 are)
 STEP_S = 6e-4  # of the host before and after a step: its inputs, threads that begin, logits
 LEARNED_S = 2e-5  # a layer, of the host after a step: which experts were used, and which are worth a place
 # Operations that the hybrid executor launches: norm, products, and what lies between them. Of a router two more, for
@@ -125,13 +125,12 @@ def _parts(shape: ModelShape) -> Iterator[Part]:
         yield from (Part((unit,)) for unit in units if unit.kind in (UnitKind.EXPERTS, UnitKind.OTHER))
 
 
-def split_option(brought: float | None = None) -> Option:
+def split_option(*, chooses: bool = False) -> Option:
     """The CPU shares a layer's experts out, between the GPU's router and what both compute: it costs hand-overs.
 
-    `brought`: experts that it brings; None where it does not ask whether to bring any.
+    `chooses`: it decides which experts are brought to the GPU for the step, too.
     """
-    choosing_s = 0.0 if brought is None else CHOOSING_S + BROUGHT_S * brought
-    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S + choosing_s})
+    return part_option(Device.CPU, {Bottleneck.OVERHEAD: SPLIT_S + CHOOSING_S * chooses})
 
 
 def step_option(layers: int) -> Option:
@@ -181,6 +180,7 @@ class StepCosts:
     tokens: int
     depth: int
     sequences: int = 1
+    kv_tokens: int | None = None  # that the GPU holds of a cache, of all sequences; None: all
 
     def part(self, part: Part, device: Device) -> Terms:
         """What takes the time of a part that is not routed."""
@@ -238,8 +238,32 @@ class StepCosts:
     def _attention(self, layer: int, device: Device) -> Terms:
         gpu, each = self.machine.gpu, self.tokens // self.sequences
         if device is Device.GPU and gpu is not None:
-            return unit_cost.gpu_attention_terms(gpu, self.shape, layer, each, self.depth)
+            in_ram = self._ram_tokens(each)
+            terms = unit_cost.gpu_attention_terms(gpu, self.shape, layer, each, self.depth - in_ram)
+            return self._with_part(terms, gpu, layer, each, in_ram) if in_ram else terms
         return unit_cost.cpu_attention_terms(self.machine.cpu, self.threads, self.shape, layer, each, self.depth)
+
+    def _ram_tokens(self, each: int) -> int:
+        """Tokens of a sequence that lie in RAM, for layers of the GPU too: whole pieces of those behind the step."""
+        if self.kv_tokens is None:
+            return 0
+        pieces = -(-max(self.depth + each - self.kv_tokens // self.sequences, 0) // PIECE_TOKENS)
+        return min(pieces, self.depth // PIECE_TOKENS) * PIECE_TOKENS
+
+    def _with_part(self, terms: Terms, gpu: Gpu, layer: int, each: int, in_ram: int) -> Terms:
+        """The GPU's attention beside the CPU's over what lies in RAM: the longer, and queries and results that cross.
+
+        Of a token queries, keys and values go; as much as queries comes back, and two numbers a head.
+        """
+        shape, before = self.shape, max(in_ram - (each + 1) // 2, 0)  # a token sees all of what is in RAM
+        others = unit_cost.cpu_attention_terms(self.machine.cpu, self.threads, shape, layer, each, before)
+        longer = terms if sum(terms.values()) >= sum(others.values()) else others
+        found = dict(longer)
+        sent = shape.embedding_length + shape.kv_bytes_per_layer[layer] // HALF_BYTES
+        back = shape.embedding_length + 2 * shape.head_count
+        crossing = FLOAT32_BYTES * each * (sent / gpu.link_from_bytes_per_s + back / gpu.link_to_bytes_per_s)
+        _add(found, {Bottleneck.LINK: crossing + 2 * gpu.handover_s / self.sequences})
+        return found
 
 
 def _add(terms: dict[Bottleneck, float], more: Mapping[Bottleneck, float]) -> None:

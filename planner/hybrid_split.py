@@ -4,7 +4,7 @@ Knows nothing about sizes or how a split is found.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from offload.tiers import Device
@@ -18,7 +18,8 @@ class Split:
     """Layers whose attention, with its KV cache, and whose feed-forward but for routed experts are the GPU's.
 
     `resident` are layers of `feed_forward` all of whose experts lie in the GPU's memory and nowhere else; `slots`
-    count those and the places that experts of the other ones share, of which RAM has all.
+    count those and the places that experts of the other ones share, of which RAM has all. `kv_tokens`: that the GPU
+    holds of each cache at most, older ones being in RAM; None: all.
     """
 
     attention: frozenset[int] = frozenset()
@@ -26,6 +27,7 @@ class Split:
     output: bool = False
     resident: frozenset[int] = frozenset()
     slots: int = 0
+    kv_tokens: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -66,10 +68,13 @@ class Split:
         yield from ((layer, expert) for expert in range(shape.expert_count) for layer in layers)
 
 
-def split_of(shape: ModelShape, placements: Iterable[Placement], gpu_slots: int) -> Split:
-    """The split that a plan's placements name."""
+def split_of(
+    shape: ModelShape, placements: Iterable[Placement], gpu_slots: int, gpu_kv_tokens: int | None = None
+) -> Split:
+    """The split that a plan's placements and settings name."""
     where = {placement.unit: placement.device for placement in placements}
-    return split_by_names(shape, (part.name for part in parts(shape) if where.get(part.name) is Device.GPU), gpu_slots)
+    names = (part.name for part in parts(shape) if where.get(part.name) is Device.GPU)
+    return replace(split_by_names(shape, names, gpu_slots), kv_tokens=gpu_kv_tokens)
 
 
 def split_by_names(shape: ModelShape, on_gpu: Iterable[str], gpu_slots: int) -> Split:

@@ -49,7 +49,8 @@ class HybridRun:
 
     def step(self, *, tokens: int, depth: int, sequences: int = 1) -> tuple[PlacementProblem, Assignment]:
         """A step of `tokens` tokens behind `depth` others as a problem without a choice, and its assignment."""
-        costs = StepCosts(self.shape, self.machine, self.threads, tokens, depth, sequences)
+        kept = self.split.kv_tokens
+        costs = StepCosts(self.shape, self.machine, self.threads, tokens, depth, sequences, kept)
         routed = self.split.cached_layers(self.shape) | self.split.resident
         host = Item("step", UnitKind.OTHER, None, (step_option(len(routed)),))
         items = (host, *(item for part in parts(self.shape) for item in self._items(costs, part)))
@@ -72,7 +73,7 @@ class HybridRun:
             yield from self._on_cpu(costs, unit, 1.0, lacking)
             return
         hits = 1.0 if part.layer in self.split.resident else self._hits(costs, part.units[0].layer or 0)
-        moved, brought = 0.0, None
+        moved, chooses = 0.0, False
         if self.rates is not None and self.places and hits < 1:
             moved = moved_share(
                 *(self.shape, self.rates, unit),
@@ -81,8 +82,8 @@ class HybridRun:
                 places=self.places,
                 lacking=None if self.flash is None else lacking,
             )
-            brought = moved * self._used_experts(costs) if moved or costs.tokens > 1 else None
-        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(brought),))
+            chooses = moved > 0 or costs.tokens > 1
+        yield Item(f"{unit.name}#split", UnitKind.OTHER, part.layer, (split_option(chooses=chooses),))
         if hits > 0:
             yield _item(unit, "#slots", Device.GPU, self._terms(costs, unit, Device.GPU, hits))
         if moved > 0 and self.rates is not None:
@@ -116,12 +117,8 @@ class HybridRun:
 
     def _bytes(self, unit: Unit, costs: StepCosts, part: float) -> float:
         """Of that part of the experts that the tokens use."""
-        return part * unit.num_bytes * self._used_experts(costs) / self.shape.expert_count
-
-    def _used_experts(self, costs: StepCosts) -> float:
-        """Of a layer, those that any token uses."""
         count, used = self.shape.expert_count, max(self.shape.expert_used_count, 1)
-        return count * unit_cost.experts(costs.tokens, used / count).bytes
+        return part * unit.num_bytes * unit_cost.experts(costs.tokens, used / count).bytes
 
     def _terms(self, costs: StepCosts, unit: Unit, device: Device, part: float) -> Terms:
         """Of that part of the experts that the tokens use."""

@@ -33,7 +33,7 @@ def fit_streamed_hybrid(
     while True:
         tokens = {"context_tokens": context_tokens, "chunk_tokens": chunk}
         least = least_slots(shape, chunk)
-        fixed = with_gpu_in_ram(with_readers(reserved(shape, budget, device, **tokens)), device)
+        fixed = with_gpu_in_ram(with_readers(reserved(shape, budget, device, **tokens, in_parts=False)), device)
         found = hybrid_problem(
             shape,
             machine,

@@ -25,7 +25,11 @@ def kv_layers(layers: Sequence[KVHeads], kv: KVPolicy, new_tokens: int) -> list[
     for layer, heads in enumerate(layers):
         key, value = kv.of_layer(layer, len(layers))
         window = window_bytes(key, heads.count, heads.key_length, new_tokens) if heads.key_length else 0
-        abstracts = abstract_bytes(heads.count, heads.key_length) if kv.is_chosen_from(layer) else 0
         held = token_bytes(key, value, heads.count, heads.key_length, heads.value_length)
-        sizes.append((held + abstracts, window))
+        sizes.append((held + index_bytes(heads, kv, layer), window))
     return sizes
+
+
+def index_bytes(heads: KVHeads, kv: KVPolicy, layer: int) -> int:
+    """Of a layer's bytes of a token those of the abstracts by which what is read is chosen; 0 where all is read."""
+    return abstract_bytes(heads.count, heads.key_length) if kv.is_chosen_from(layer) else 0

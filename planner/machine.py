@@ -21,8 +21,17 @@ class KernelPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionPoint:
+    """Attention over keys and values of one type on `threads` threads."""
+
+    threads: int
+    read_bytes_per_s: float  # that one token goes through, from RAM
+    macs_per_s: float  # of a prompt's tokens: multiplications with keys and with values
+
+
+@dataclass(frozen=True, slots=True)
 class Cpu:
-    """Cores and RAM bandwidth; `kernels` by quant type name."""
+    """Cores and RAM bandwidth; `kernels` by quant type name, `attention` by type of the KV cache."""
 
     name: str
     threads: int
@@ -30,6 +39,7 @@ class Cpu:
     flops_per_s: float  # float32, all threads
     operation_s: float  # one operation of a program beside its work
     kernels: Mapping[str, tuple[KernelPoint, ...]] = field(default_factory=dict)
+    attention: Mapping[str, tuple[AttentionPoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,16 @@ class FlashPoint:
     depth: int
     direct: bool
     bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpillRates:
+    """Checked reads of chunks of keys and values from a drive."""
+
+    bytes_per_s: float  # beside nothing
+    beside_bytes_per_s: float  # while all threads compute
+    computed_share: float  # of what those compute without reads beside them
+    parts_bytes_per_s: float  # of parts of 8 KiB, beside nothing
 
 
 @dataclass(frozen=True, slots=True)

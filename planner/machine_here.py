@@ -28,6 +28,7 @@ def cpu_here(profile: Profile) -> Cpu:
         flops_per_s=profile.matmul_flops_per_s,
         operation_s=OPERATION_S,
         kernels=profile.kernels,
+        attention=profile.attention,
     )
     return replace(cpu, kernels={**with_kernels(cpu).kernels, **profile.kernels})
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
 from offload.errors import ModelFormatError, PlanError
 from offload.gguf import GGUFFile, TensorInfo
-from planner.kv_shape import KVHeads, kv_layers
+from planner.kv_shape import KVHeads, index_bytes, kv_layers
 
 PREFILL_TOKENS = 256  # most that the programs read of a prompt at a time
 _MAX_LAYERS = 1 << 16
@@ -82,10 +82,20 @@ class ModelShape:
     kv_window_bytes: int = 0  # of the newest keys of all layers, beside them, while a prompt is read
     merge_count: int = 0  # of the vocabulary, where it is of the kind that has merges
     kv_heads: tuple[KVHeads, ...] = ()  # of every layer
+    kv: KVPolicy = F16_POLICY  # how keys and values are kept and read
 
     @property
     def kv_bytes_per_token(self) -> int:
         return sum(self.kv_bytes_per_layer)
+
+    def kv_index_bytes(self, layer: int) -> int:
+        """Of a layer's bytes of a token those of the index by which what is read is chosen; 0 where all is read."""
+        return index_bytes(self.kv_heads[layer], self.kv, layer) if self.kv_heads else 0
+
+    def head_length(self, layer: int) -> int:
+        """Dimensions of a key and of a value of a layer, together; 0 where they are not known."""
+        heads = self.kv_heads[layer] if self.kv_heads else None
+        return 0 if heads is None else heads.key_length + heads.value_length
 
     @property
     def num_matmuls_per_token(self) -> int:
@@ -125,7 +135,7 @@ class ModelShape:
         head_count = max(_per_layer(gguf, f"{arch}.attention.head_count", block_count, default=1), default=1)
         units = _units(list(gguf.tensors.values()), expert_count, expert_used_count)
         kv_heads = _kv_heads(gguf, block_count, embedding_length, head_count)
-        kv_sizes = kv_layers(kv_heads, kv or KVPolicy(), PREFILL_TOKENS)
+        kv_sizes = kv_layers(kv_heads, kv or F16_POLICY, PREFILL_TOKENS)
         by_type: dict[str, int] = {}
         for tensor in gguf.tensors.values():
             by_type[tensor.quant_type.name] = by_type.get(tensor.quant_type.name, 0) + tensor.num_elements
@@ -149,6 +159,7 @@ class ModelShape:
             tied_output="output.weight" not in gguf.tensors,
             merge_count=len(gguf.get_strings("tokenizer.ggml.merges", ())),
             kv_heads=kv_heads,
+            kv=kv or F16_POLICY,
         )
 
     def with_kv(self, kv: KVPolicy) -> "ModelShape":
@@ -158,6 +169,7 @@ class ModelShape:
             self,
             kv_bytes_per_layer=tuple(num_bytes for num_bytes, _ in layers),
             kv_window_bytes=sum(window for _, window in layers),
+            kv=kv,
         )
 
 

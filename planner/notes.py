@@ -66,6 +66,9 @@ def _gpu_notes(question: Question, gpu: GpuCapabilities, fit: Fit, others: Seque
         if fit.gpu_slots:
             every = question.shape.expert_count * sum(unit.kind is UnitKind.EXPERTS for unit in question.shape.units)
             yield f"the GPU has room for {fit.gpu_slots} of {every} experts; the CPU computes the others"
+        if fit.gpu_kv_tokens is not None:
+            newest = f"keys and values of the newest {fit.gpu_kv_tokens} of {fit.context_tokens} tokens"
+            yield f"the GPU has room for {newest}; the CPU attends over older ones in RAM, beside it"
     elif any(way.device is Device.GPU for way in others):
         yield f"{gpu.name} is not used: the CPU alone is predicted to be quicker"
     elif question.wish.loop in (AUTO, HYBRID):

@@ -102,6 +102,7 @@ class Settings:
     device: str  # of units computed on the GPU: torch's name, or a simulated one's description; else "cpu"
     stream_slots: int = 0  # places in RAM for experts, or a dense model's layers, that flash brings; 0: RAM has all
     gpu_slots: int = 0  # places in the GPU's memory for experts, of all layers together
+    gpu_kv_tokens: int | None = None  # of each of the GPU's caches, the older ones being in RAM; None: all
     tuning: Tuning | None = None  # the kernels of packed weights; None: the usual ones
     cache_type_k: KVType = KVType.F16  # of all layers but the first and the last, which have at least 8 bits
     cache_type_v: KVType = KVType.F16
@@ -228,8 +229,9 @@ class Plan:
         for name in ("stream_slots", "gpu_slots"):
             if getattr(settings, name) < 0:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 0")
-        if settings.kv_ram_bytes is not None and settings.kv_ram_bytes < 1:
-            raise PlanError(f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; it must be at least 1")
+        for name in ("kv_ram_bytes", "gpu_kv_tokens"):
+            if getattr(settings, name) is not None and getattr(settings, name) < 1:
+                raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
         if settings.kv_ram_bytes is not None and settings.loop != SPILLING_LOOP:
             raise PlanError(
                 f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; the {settings.loop} loop has all of them in memory",

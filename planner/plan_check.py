@@ -46,8 +46,9 @@ def _check_way(plan: Plan, shape: ModelShape) -> None:
             f"settings.weights_form is {settings.weights_form.value}; the {settings.loop} loop on {settings.device} "
             f"takes {' or '.join(forms)}"
         )
-    if settings.gpu_slots and settings.loop != HYBRID:
-        raise PlanError(f"settings.gpu_slots is {settings.gpu_slots}; the {settings.loop} loop has none")
+    for name in ("gpu_slots", "gpu_kv_tokens"):
+        if getattr(settings, name) and settings.loop != HYBRID:
+            raise PlanError(f"settings.{name} is {getattr(settings, name)}; the {settings.loop} loop has none")
     way = next((way for way in ways if way.streams == bool(settings.stream_slots)), None)
     if way is None:
         raise PlanError(

@@ -61,6 +61,7 @@ class Measurement:
     prompt_tokens: int | None = None  # that were computed, not taken from a cache
     peak_gpu_bytes: int | None = None
     hit_rate: float | None = None
+    found_rate: float | None = None  # of experts, in the GPU's memory or in RAM; None where RAM has all, or no GPU some
     bottleneck: Bottleneck | None = None  # always None: a run does not tell what it was bound by
 
     def as_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key
 from planner import document, profile_kernels
 from planner.folders import cache_folder
 from planner.host import available_threads, cpu_name
-from planner.machine import KernelPoint
+from planner.machine import AttentionPoint, KernelPoint, SpillRates
 from planner.planned_draft import LearnedAcceptance
 from planner.prediction import Residual
 from planner.profile_kernels import KernelPoints
@@ -68,7 +68,9 @@ class Profile:
     dequantize_bytes_per_s: Mapping[str, float] = field(default_factory=dict)  # quantised bytes, by quant type
     kernels: Mapping[str, tuple[KernelPoint, ...]] = field(default_factory=dict)  # by quant type
     tuning: Tuning | None = None  # which kernels those are; None: the usual ones
+    attention: Mapping[str, tuple[AttentionPoint, ...]] = field(default_factory=dict)  # by type of the KV cache
     drives: Mapping[str, DriveFigures] = field(default_factory=dict)  # by file system
+    spills: Mapping[str, SpillRates] = field(default_factory=dict)  # by file system
     gpu: GpuRates | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
     hits: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # by model: (slots, hit rate)
@@ -125,7 +127,7 @@ def measure() -> Profile:
     return Profile(
         version=FORMAT_VERSION,
         cpu_name=cpu_name(),
-        software=_software(),
+        software=software(),
         physical_cores=psutil.cpu_count(logical=False) or threads,
         threads=threads,
         read=tuple(RatePoint(count, bandwidth.read_rate(buffer, count)) for count in counts),
@@ -245,7 +247,7 @@ def stored(path: Path | None = None) -> Profile | None:
     except (OSError, ValueError) as error:
         log.info("the profile %s cannot be used (%s): measuring again", path, error)
         return None
-    here = (FORMAT_VERSION, cpu_name(), _software(), available_threads())
+    here = (FORMAT_VERSION, cpu_name(), software(), available_threads())
     if (profile.version, profile.cpu_name, profile.software, profile.threads) != here:
         log.info("the profile %s is of another machine or other software: measuring again", path)
         return None
@@ -256,8 +258,8 @@ def stored(path: Path | None = None) -> Profile | None:
     return profile
 
 
-def _software() -> str:
-    """Versions that decide the rates."""
+def software() -> str:
+    """Versions of what decides the rates."""
     versions = " ".join(f"{name} {metadata.version(name)}" for name in ("strata", "numpy", "torch"))
     return f"{versions} python {platform.python_version()} {sys.platform}"
 

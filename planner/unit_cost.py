@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from planner.machine import Cpu, Gpu, KernelPoint
+from planner.machine import AttentionPoint, Cpu, Gpu, KernelPoint
 from planner.model_shape import ModelShape, Unit
 from planner.prediction import Bottleneck
 
@@ -26,6 +26,7 @@ CACHE_READ_SHARE = 0.75  # of RAM bandwidth that attention reads a KV cache with
 READING_SHARE = 0.5  # of the RAM's bandwidth: a product that reads less computes longer than it waits
 EXPLAINED = 0.95  # of a best rate: a product that reaches it is bound by it
 SCORE_FLOPS = 100  # one attention score: its two products over a head, and the softmax
+INDEX_BYTES_PER_S = 13e9  # of a thread that chooses what to read: 14.6 us a KV head of 64 behind 16384 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,29 @@ def cpu_attention_seconds(cpu: Cpu, threads: int, shape: ModelShape, layer: int,
 
 
 def cpu_attention_terms(cpu: Cpu, threads: int, shape: ModelShape, layer: int, tokens: int, depth: int) -> Terms:
-    """The same by what takes the seconds."""
-    flops_per_s = cpu.flops_per_s * min(threads / cpu.threads, 1.0)
-    scores = SCORE_FLOPS * _scores(shape, tokens, depth) / flops_per_s
-    reading = _cache_bytes(shape, layer, tokens, depth) / (CACHE_READ_SHARE * read_rate(cpu, threads))
-    return {**_longer(Bottleneck.RAM_BANDWIDTH, reading, scores), Bottleneck.OVERHEAD: cpu.operation_s}
+    """The same by what takes the seconds.
+
+    One token alone reads what it chooses, where the cache has a budget for it, and the index of all that it chooses
+    from.
+    """
+    seen = shape.kv.read_tokens(layer, depth) if tokens == 1 else depth
+    index = shape.kv_index_bytes(layer)
+    read = (shape.kv_bytes_per_layer[layer] - index) * (seen + tokens)
+    ram_bytes_per_s = read_rate(cpu, threads)
+    choosing = index * depth / min(INDEX_BYTES_PER_S * threads, ram_bytes_per_s) if seen < depth else 0.0
+    points = [_attention_point(cpu, kind.value, threads) for kind in shape.kv.of_layer(layer, shape.block_count)]
+    rates = [point for point in points if point is not None]
+    if len(rates) == len(points):  # of keys and of values
+        reading = read * sum(1 / point.read_bytes_per_s for point in rates) / len(rates)
+        macs = shape.head_length(layer) * _scores(shape, tokens, seen)
+        scores = 0.0 if tokens == 1 else macs * sum(1 / point.macs_per_s for point in rates) / len(rates)
+        from_ram = read / ram_bytes_per_s >= READING_SHARE * reading
+    else:
+        flops_per_s = cpu.flops_per_s * min(threads / cpu.threads, 1.0)
+        scores = SCORE_FLOPS * _scores(shape, tokens, seen) / flops_per_s
+        reading, from_ram = read / (CACHE_READ_SHARE * ram_bytes_per_s), True
+    bound = Bottleneck.RAM_BANDWIDTH if from_ram else Bottleneck.COMPUTE
+    return {**_longer(bound, reading + choosing, scores), Bottleneck.OVERHEAD: cpu.operation_s}
 
 
 def gpu_attention_seconds(gpu: Gpu, shape: ModelShape, layer: int, tokens: int, depth: int) -> float:
@@ -147,6 +166,12 @@ def _cache_bytes(shape: ModelShape, layer: int, tokens: int, depth: int) -> int:
 
 def _scores(shape: ModelShape, tokens: int, depth: int) -> float:
     return shape.head_count * tokens * (depth + (tokens + 1) / 2)
+
+
+def _attention_point(cpu: Cpu, name: str, threads: int) -> AttentionPoint | None:
+    """Of a type at the most threads measured that are not more than `threads`; None where it was not measured."""
+    points = cpu.attention.get(name, ())
+    return max((point for point in points if point.threads <= threads), key=lambda point: point.threads, default=None)
 
 
 def bytes_by_type(unit: Unit, scale: float) -> dict[str, float]:

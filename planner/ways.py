@@ -1,8 +1,8 @@
 """What this version executes: loops on devices, where each holds a model, and how a model fits there.
 
 A model is held in one memory as a whole, or all of it but its experts, or a dense model's layers, which are then read
-from flash into slots when a step needs them. Knows nothing about speed. Anything else than these ways is planned and
-simulated, not run.
+from flash into slots when a step needs them; so may be keys and values. Knows nothing about speed. Anything else than
+these ways is planned and simulated, not run.
 """
 
 import sys
@@ -76,6 +76,7 @@ class Fit:
     needs: Needs
     stream_slots: int = 0
     gpu_slots: int = 0
+    gpu_kv_tokens: int | None = None
     kv_ram_bytes: int | None = None
     placements: tuple[Placement, ...] = ()  # of a hybrid: others hold all in one way
 

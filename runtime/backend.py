@@ -75,7 +75,7 @@ def hybrid_executor(
 
     model, settings, isa = describe(gguf), plan.settings, current_isa()
     shape, tuning = ModelShape.from_gguf(gguf), _followed(settings.tuning, isa)
-    split = split_of(shape, plan.placements, settings.gpu_slots)
+    split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     room = plan.budget.gpu_bytes - plan.needs.gpu.process_bytes
     try:
         device = open_device(settings.device, limit_bytes=room)
@@ -92,6 +92,7 @@ def hybrid_executor(
             expert_slots=split.slots,
             seeds=split.seeds(shape),
             brought_slots=brought_slots(shape, plan.budget, split),
+            kv_tokens=split.kv_tokens,
         ),
         device,
         threads=settings.threads,

@@ -107,7 +107,7 @@ def run_batch(
     """
     check_integer("parallel", parallel, 1, MAX_PARALLEL)
     defaults = defaults or BatchDefaults()
-    _check_paths(Path(input_path), Path(output_path))
+    check_paths(Path(input_path), Path(output_path))
     index = _index(read_lines(input_path, defaults, model_id))
     with Journal(output_path, overwrite=overwrite) as journal:
         _check_resumable(journal, index)
@@ -222,11 +222,15 @@ def _check_resumable(journal: Journal, index: Mapping[str, _Entry]) -> None:
         raise RequestError(f"{journal.path} {reason}", hint="choose another -o, or give --overwrite")
 
 
-def _check_paths(input_path: Path, output_path: Path) -> None:
-    """`RequestError` unless the input can be read twice and is not the output."""
+def check_paths(input_path: Path, output_path: Path) -> None:
+    """`RequestError` unless the input can be read twice and is not the output, which has a folder."""
     if not input_path.exists():
-        raise RequestError(f"there is no batch {input_path}")
+        raise RequestError(f"there is no batch {input_path}", hint="give a file of one JSON request a line")
     if not input_path.is_file():
         raise RequestError(f"{input_path} is not a regular file", hint="write the requests to a file first")
     if output_path.exists() and output_path.samefile(input_path):
         raise RequestError(f"{output_path} is the batch itself", hint="choose another -o")
+    if not output_path.parent.is_dir():
+        raise RequestError(
+            f"cannot write to {output_path}: there is no folder {output_path.parent}", hint="make it first"
+        )

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from cpu_kernels.kv_policy import KVPolicy
-from offload.cache_counts import CacheCounts
 from offload.errors import SequenceError
 from offload.gguf import GGUFFile
 from planner.budget import Budget
@@ -25,7 +24,7 @@ from planner.prediction import Measurement
 from planner.solve import AUTO, plan_here
 from runtime.generation import Completion, Generation, Piece, Prompt, Request, check_prompt
 from runtime.loaded_model import LoadedModel, Progress
-from runtime.measured import measurement
+from runtime.measured import ExpertCounts, measurement
 from runtime.replan import Replan
 from runtime.running_batch import RunningBatch, SizedRequest
 from runtime.sampler import SamplingParams
@@ -132,7 +131,7 @@ class Engine(LoadedModel):
         self._stepper.begin()
         generation = self._generation(request, self.prompt_ids(prompt), session or self.session())
         total = generation.timing.prompt_tokens
-        read: CacheCounts | None = None
+        read: ExpertCounts | None = None
         if on_prefill is not None:
             on_prefill(0, total)
         try:
@@ -237,7 +236,7 @@ class Engine(LoadedModel):
             self._stepper.foresee(generation, begin(session=own, sampling=sampling))
         return generation
 
-    def _measurement(self, generation: Generation, before: CacheCounts | None) -> Measurement:
+    def _measurement(self, generation: Generation, before: ExpertCounts | None) -> Measurement:
         """`before`: when the prompt had been read."""
         counts = self.expert_counts if self.plan.model.expert_count else None
         return measurement(generation, counts, before, gpu_bytes=self.gpu_bytes)

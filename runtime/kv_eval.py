@@ -86,7 +86,10 @@ def evaluate(
         raise RequestError(f"a context of {context_tokens} tokens; at least {MIN_CONTEXT_TOKENS} show something")
     chunks = min(len(ids) // context_tokens, max_chunks or len(ids))
     if chunks < 1:
-        raise RequestError(f"{len(ids)} tokens of text do not fill a context of {context_tokens}")
+        raise RequestError(
+            f"{len(ids)} tokens of text do not fill a context of {context_tokens}",
+            hint="use a longer text or a smaller -c",
+        )
     every = [F16_POLICY, *policies]
     sums = [_Sums() for _ in every]
     divergences: list[list[NDArray[np.float64]]] = [[] for _ in every]

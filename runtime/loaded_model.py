@@ -19,6 +19,7 @@ from runtime.backend import make_executor
 from runtime.chat_template import ChatTemplate
 from runtime.executor.base import GpuExecutor, RoutedExecutor, Step
 from runtime.generation import Prompt, check_prompt
+from runtime.measured import ExpertCounts
 from runtime.session_rows import RowsKeys
 from runtime.speculative.options import DraftOptions
 from runtime.speculative.speculation import make_speculation
@@ -94,10 +95,10 @@ class LoadedModel(Closing):
         return self.executor.cache_counts if isinstance(self.executor, RoutedExecutor) else None
 
     @property
-    def expert_counts(self) -> CacheCounts | None:
-        """Where experts were found: on the GPU, where its layers have some, else in the cache of streamed weights."""
-        found = self.executor.gpu_expert_counts if isinstance(self.executor, GpuExecutor) else None
-        return self.cache_counts if found is None else found
+    def expert_counts(self) -> ExpertCounts:
+        """Where experts were found: on the GPU, where its layers have some, and in the cache of streamed weights."""
+        gpu = self.executor.gpu_expert_counts if isinstance(self.executor, GpuExecutor) else None
+        return ExpertCounts(gpu, self.cache_counts)
 
     @property
     def gpu_bytes(self) -> int | None:

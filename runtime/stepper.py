@@ -94,9 +94,9 @@ class Stepper:
         return passed
 
     def _idle_step(self, speculation: Speculation, generations: Sequence[Generation]) -> list[Piece | None]:
-        """A step while drafts are put off; the last ones are what the next drafts are held against."""
+        """A step while drafts are put off; the first and the last ones are what drafts are held against."""
         pieces = self._plain(generations)
-        if self._plain_tokens < NEAR:
+        if self._idled == 1 or self._plain_tokens < NEAR:
             speculation.passed_plainly(len(generations), self._computed_s)
         return pieces
 

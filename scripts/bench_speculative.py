@@ -6,8 +6,9 @@
 
 Drafts are synthetic: right with the given chance, at the cost of --draft, of a simulated device that takes so long a
 token and works beside the target, or of nothing. Greedy answers to random tokens (or to the texts of --prompts, by
-lookup alone); plain and drafted runs alternate, medians of decoding speed. "over model": speed over the cost model's by
-times and acceptance measured in the run, "over plan": over the one by what was planned before it. Texts are compared.
+lookup alone); plain and drafted runs alternate. "gain": the median of the rounds' ratios of decoding speed; "over
+model": over the cost model's gain by the times and acceptance measured in the run, "over plan": over the one by what
+was planned before it. Texts are compared.
 """
 
 import argparse
@@ -32,13 +33,14 @@ from runtime.speculative.synthetic import SyntheticSource
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line: what was drafted, speeds in tokens a second, and how drafts did."""
+    """One line: what was drafted, speeds in tokens a second, gains over plain decoding, and how drafts did."""
 
     name: str
     plain_tokens_per_s: float
     drafted_tokens_per_s: float
-    model_tokens_per_s: float | None
-    planned_tokens_per_s: float | None
+    gain: float
+    model_gain: float | None
+    planned_gain: float | None
     acceptance_rate: float | None
     tokens_per_pass: float | None
     off_share: float
@@ -47,11 +49,6 @@ class Case:
     mb_per_token: float | None = None
     trees: int = 0
     drafts_of_a_tree: float = 0.0
-
-    @property
-    def gain(self) -> float:
-        """Speed over plain decoding."""
-        return self.drafted_tokens_per_s / self.plain_tokens_per_s
 
 
 def answer(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[list[int], float, float | None]:
@@ -88,6 +85,7 @@ def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[i
         name,
         statistics.median(plain),
         statistics.median(drafted),
+        statistics.median(fast / slow for fast, slow in zip(drafted, plain, strict=True)),
         None if rate is None else _modelled(speculation, rate),
         planned,
         rate,
@@ -101,9 +99,9 @@ def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[i
 
 
 def _modelled(speculation: Speculation, acceptance: float) -> float:
-    """The best rate of the cost model by the times that are known by now."""
+    """The greatest gain by the cost model and the times that are known by now."""
     policy = speculation.policy
-    return best_depth([acceptance] * policy.most, policy.costs()).tokens_per_s
+    return best_depth([acceptance] * policy.most, policy.costs()).tokens_per_s * policy.plain_s
 
 
 def cases(engine: Engine, gguf: GGUFFile, options: argparse.Namespace) -> Iterator[Case]:
@@ -163,18 +161,16 @@ def main() -> None:
     ):
         rows = []
         for case in cases(engine, gguf, options):
-            print(json.dumps({**asdict(case), "gain": case.gain}), flush=True)
+            print(json.dumps(asdict(case)), flush=True)
             rows.append(case)
     print("| drafts | plain | drafted | gain | over model | over plan | accepted | tokens a pass | same text |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for case in rows:
-        speed = case.drafted_tokens_per_s
-        shares = (
-            f"{speed / rate:.2f}" if rate else "" for rate in (case.model_tokens_per_s, case.planned_tokens_per_s)
-        )
+        shares = (f"{case.gain / gain:.2f}" if gain else "" for gain in (case.model_gain, case.planned_gain))
         accepted = "" if case.acceptance_rate is None else f"{case.acceptance_rate:.0%}"
         print(
-            f"| {case.name} | {case.plain_tokens_per_s:.2f} | {speed:.2f} | {case.gain:.2f} | {' | '.join(shares)} | "
+            f"| {case.name} | {case.plain_tokens_per_s:.2f} | {case.drafted_tokens_per_s:.2f} | "
+            f"{case.gain:.2f} | {' | '.join(shares)} | "
             f"{accepted} | {case.tokens_per_pass or 0:.2f} | {'yes' if case.same_text else 'NO'} |"
         )
 

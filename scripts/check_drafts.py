@@ -4,7 +4,8 @@
         [--models FOLDER]
 
 Targets are the built-in model and the trained ones beside the project, where they lie: all in RAM, with experts
-streamed, wholly on a simulated GPU, and split between it and the CPU; `TARGET` is a part of a name that --list shows.
+streamed, wholly on a simulated GPU, split between it and the CPU, and with experts that these two share; `TARGET` is a
+part of a name that --list shows.
 Sources are a draft model, lookup, both, a feature head with random weights, and synthetic drafts, free and at a head's
 cost. Every prompt (MT-bench and HumanEval in equal numbers; without them the project's own) is answered greedily and
 with a seed, with each source at `--depths` of the sixteen depths, which rotate from prompt to prompt; `--first` leaves
@@ -57,7 +58,7 @@ CHANCE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model and where it runs: "ram", "streamed", "gpu" or "hybrid"; `draft`: a smaller model for it."""
+    """A model and where it runs: "ram", "streamed", "gpu", "hybrid" or "shared"; `draft`: a smaller model for it."""
 
     path: Path
     place: str
@@ -108,11 +109,11 @@ def every_target(models: Path) -> list[Target]:
         "bitnet-3M-Q4_K_M",
     )
     routed = ("stories260K-moe8u4-F32", "stories260K-moe8u8-Q8_0", "stories260K-qwen2moe4u4-F32")
-    found = [Target(DEMO_MODEL, place, DEMO_DRAFT) for place in ("ram", "streamed", "gpu", "hybrid")]
+    found = [Target(DEMO_MODEL, place, DEMO_DRAFT) for place in ("ram", "streamed", "gpu", "hybrid", "shared")]
     for name in (*dense, *routed):
         draft = models / ("stories260K-Q8_0.gguf" if name.startswith("bitnet") else "bitnet-3M-scale-TQ2_0.gguf")
         gpu = ("gpu", "hybrid") if "F32" in name or "Q8_0" in name else ()
-        places = ("ram", *(("streamed",) if name in routed else ()), *gpu)
+        places = ("ram", *gpu, *(("streamed", "shared") if name in routed else ()))
         found += [Target(models / f"{name}.gguf", place, draft) for place in places]
     return [target for target in found if target.path.is_file() and target.draft.is_file()]
 
@@ -129,13 +130,13 @@ def every_prompt(folder: Path) -> list[str]:
 
 def plan_of(gguf: GGUFFile, place: str) -> Plan:
     """A plan that puts the model there, whatever would be quicker."""
-    gpu = GPU if place in ("gpu", "hybrid") else "off"
+    gpu = GPU if place in ("gpu", "hybrid", "shared") else "off"
     options = {"context_tokens": PROMPT_TOKENS + 4 * MOST, "threads": 1}
     plan = plan_here(gguf, gpu=gpu, loop=HYBRID if gpu == GPU else "auto", **options)  # type: ignore[arg-type]
     shape = ModelShape.from_gguf(gguf)
     if place == "streamed":
         return _streamed(plan, shape)
-    return _split(plan, shape, wholly=place == "gpu") if gpu == GPU else plan
+    return _split(plan, shape, place) if gpu == GPU else plan
 
 
 def _streamed(plan: Plan, shape: ModelShape) -> Plan:
@@ -155,15 +156,13 @@ def _streamed(plan: Plan, shape: ModelShape) -> Plan:
     return replace(plan, settings=settings, placements=tuple(placed), needs=needs)
 
 
-def _split(plan: Plan, shape: ModelShape, *, wholly: bool) -> Plan:
-    """All on the GPU, or every other layer.
-
-    With all of their experts: which of shared ones the GPU computes depends on what ran before, and answers with it.
-    """
+def _split(plan: Plan, shape: ModelShape, place: str) -> Plan:
+    """All on the GPU, or every other layer, with all of their experts there or a third."""
     able = {part.layer for part in parts(shape) if part.may_be_on_gpu and part.layer is not None}
+    wholly, is_shared = place == "gpu", place == "shared"
     layers = frozenset(layer for layer in able if wholly or layer % 2)
-    resident = layers if shape.expert_count else frozenset()
-    slots = len(layers) * shape.expert_count
+    resident = layers if shape.expert_count and not is_shared else frozenset()
+    slots = len(layers) * shape.expert_count // (3 if is_shared else 1)
     split = Split(attention=layers, feed_forward=layers, output=wholly, resident=resident, slots=slots)
     settings = replace(plan.settings, gpu_slots=slots)
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
@@ -228,7 +227,8 @@ def check_target(
     with tempfile.TemporaryDirectory() as folder, GGUFFile.open(target.path) as gguf:
         head = Path(folder) / "head.npz"
         random_head(gguf, head)
-        with Engine(target.path, plan_of(gguf, target.place)) as engine:
+        with Engine(target.path, plan_of(gguf, target.place), draft=DraftOptions(NGRAM)) as engine:
+            engine.draft_with(None)
             every = [engine.prompt_ids(text)[-PROMPT_TOKENS:] for text in prompts]
             plain = [[answered(engine, ids, sampling, tokens) for sampling in SAMPLINGS] for ids in every]
             sources = list(sources_for(target, head))

@@ -9,7 +9,9 @@ greedy path with that of the CPU alone; prints a line a model and fails where a 
 for the demo's weights, the GPU does not: there, fails where a placement is `FARTHER` times as far from the float
 reference as the CPU alone, and prints both. `overlap` decodes with a routed model of float weights (4 layers of 16
 experts of 6 MiB, 4 used), half of whose experts have places on the GPU by default, and compares a step's time with what
-each lane was busy: the GPU, the link's two directions (all modelled), and the CPU's program without its waits. The
+each lane was busy: the GPU, the link's two directions (all modelled), and the CPU's program without its waits; and
+tells of the rest of a step in how much of it only other lanes were busy, since a layer waits for the one before, and in
+how much none was. The
 simulated GPU's arithmetic is left out (`scripts.left_out`): two cores that do it in more than the modelled time would
 show how slow they are, not how well the devices overlap. Attention is the CPU's, or with `--attention` the GPU's. With
 `--fetches` experts that were lacking are fetched meanwhile, which takes its share of the link and the GPU. Not beside
@@ -21,7 +23,8 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +131,35 @@ def measure_overlap(path: Path, gpu: str, share: float, steps: int, threads: int
         for token in tokens[8:]:
             runner.forward([Step([token], kv)])
         step_s = (time.perf_counter() - began) / steps
-        lanes = {lane.name: lane.busy_s / steps for lane in device.lanes()} | {"cpu": busy.busy_s / steps}
+        tasks = {lane.name: [(task.start_s, task.end_s) for task in lane.tasks] for lane in device.lanes()}
+        tasks["cpu"] = busy.tasks
+        lanes = {name: covered_s(each) / steps for name, each in tasks.items()}
+        any_s = covered_s(sorted(task for each in tasks.values() for task in each)) / steps
         counts = runner.gpu_expert_counts
         runner.close()
     print(f"simulated GPU {gpu}, {slots} of {model.expert_count * model.block_count} experts have places; {counts}")
     print(f"step {step_s * 1e3:.2f} ms; " + ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in lanes.items()))
     ratio = step_s / max(lanes.values())
     print(f"step / busiest lane = {ratio:.3f}")
+    alone_s = any_s - max(lanes.values())
+    print(f"only other lanes busy {alone_s * 1e3:.2f} ms, none {(step_s - any_s) * 1e3:.2f} ms")
     return ratio
 
 
+def covered_s(tasks: Sequence[tuple[float, float]]) -> float:
+    """Seconds in which any of them (start, end) goes on; in the order in which they start."""
+    total_s, until_s = 0.0, -math.inf
+    for start_s, end_s in tasks:
+        total_s += max(end_s - max(start_s, until_s), 0.0)
+        until_s = max(until_s, end_s)
+    return total_s
+
+
 class BusyProgram:
-    """Adds up what the CPU's programs take, but for rows in which they wait for the GPU."""
+    """What the CPU's programs do when, but for rows in which they wait for the GPU: `tasks` (start, end), seconds."""
 
     def __init__(self, runner: HybridExecutor) -> None:
-        self.busy_s = 0.0
+        self.tasks: list[tuple[float, float]] = []
         pool: Any = runner._hybrid._pool
         self._run = pool.run
         pool.run = self._timed
@@ -150,8 +167,8 @@ class BusyProgram:
     def _timed(self, program: Program) -> None:
         times = np.zeros(len(program) + 1, np.int64)
         self._run(program, times)
-        working = np.array([name != "from_gpu" for name in program.names])
-        self.busy_s += float(np.diff(times)[working].sum()) / 1e9
+        rows = zip(program.names, pairwise((times / 1e9).tolist()), strict=True)
+        self.tasks += [moments for name, moments in rows if name != "from_gpu"]
 
 
 def main() -> int:

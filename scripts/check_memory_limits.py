@@ -1,10 +1,12 @@
 """Run a model under many random memory limits: each run must answer or refuse, and none may be killed.
 
     python scripts/check_memory_limits.py MODEL.gguf [--runs 100] [--least-mib 300] [--most-mib 2000] [--seed 1]
+        [--context 256] [--prompt-words 5] [--kv f16]
 
-Each run is `strata run` of a short prompt in a memory control group of its own (version 1; needs root). Prints one line
-a run: limit, the group's peak, what happened; then how many answered and how many were refused. Exit code 1 if one was
-killed or failed otherwise. Answers must be the same text whatever the limit.
+Each run is `strata run` in a memory control group of its own (version 1; needs root). Prints one line a run: limit, the
+group's peak, what happened; then how many answered and how many were refused. Exit code 1 if one was killed, passed its
+limit or failed otherwise. Answers must be the same text whatever the limit; `--kv` keeps keys and values in one type,
+without which plans may choose types that answer otherwise.
 """
 
 import argparse
@@ -14,35 +16,32 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from itertools import cycle, islice
 from pathlib import Path
 
 from scripts.bench_streamed import control_group
 
 TOKENS = 12
+WORDS = ("the", "thing", "in", "the", "inn")
 
 
-def run(model: Path, limit_mib: int) -> tuple[str, str, float]:
+def run(options: argparse.Namespace, limit_mib: int) -> tuple[str, str, float]:
     """(what happened, the answer, the group's peak in MiB)."""
-    command = [
-        sys.executable,
-        "-m",
-        "runtime.cli",
-        "run",
-        "-m",
-        str(model),
-        "-p",
-        "the thing in the inn",
-        "--temp",
-        "0",
-    ]
-    command += ["-n", str(TOKENS), "-c", "256", "--json", "-q"]
+    prompt = " ".join(islice(cycle(WORDS), options.prompt_words))
+    command = [sys.executable, "-m", "runtime.cli", "run", "-m", str(options.model), "-f", "-", "--temp", "0"]
+    command += ["-n", str(TOKENS), "-c", str(options.context), "--gpu", "off", "--json", "-q"]
+    if options.kv is not None:
+        command += ["-ctk", options.kv, "-ctv", options.kv]
     with control_group(limit_mib) as group:
 
         def enter() -> None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=enter, timeout=300)
+        limits = {"preexec_fn": enter, "timeout": 600}
+        done = subprocess.run(command, input=prompt, capture_output=True, text=True, check=False, **limits)
         peak = int((group / "memory.max_usage_in_bytes").read_text()) / 2**20
+    if peak > limit_mib:
+        return "passed its limit", "", peak
     if done.returncode == 0:
         return "answered", json.dumps(json.loads(done.stdout)["token_ids"]), peak
     if done.returncode == 1 and "may be used (control group limit" in done.stderr:
@@ -58,13 +57,16 @@ def main() -> None:
     parser.add_argument("--least-mib", type=int, default=300)
     parser.add_argument("--most-mib", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--context", type=int, default=256, help="tokens")
+    parser.add_argument("--prompt-words", type=int, default=len(WORDS))
+    parser.add_argument("--kv", help="the type of keys and values; the plan's if none is given")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     outcomes: Counter[str] = Counter()
     answers: set[str] = set()
     for number in range(options.runs):
         limit = draw.randint(options.least_mib, options.most_mib)
-        outcome, answer, peak = run(options.model, limit)
+        outcome, answer, peak = run(options, limit)
         outcomes[outcome.split(":")[0]] += 1
         answers |= {answer} - {""}
         print(f"{number:3} limit {limit:5} MiB, peak {peak:6.0f} MiB: {outcome}", flush=True)

@@ -42,7 +42,7 @@ def launches(capability: int, quant_types: list[str], *, is_quick: bool = False)
     for name in quant_types:
         yield from _labelled(f"{name}, 1 column", partial(_product, few, name, 1))
         yield from _labelled(f"{name}, 16 columns", partial(_product, many, name, 16))
-    yield from _labelled("decode, float16 cache", partial(_attention, many, 1, is_int8=False))
+    yield from _labelled("decode, float16 cache", partial(_attention, many, 1))
     if is_quick:
         return
     for name in quant_types[:1]:
@@ -52,8 +52,10 @@ def launches(capability: int, quant_types: list[str], *, is_quick: bool = False)
     exact = replace(many, is_exact=True)
     for tokens in (16, 64):
         yield from _labelled(f"float32, {tokens} columns", partial(_product, exact, quant_types[0], tokens))
-        yield from _labelled(f"float32 attention of {tokens}", partial(_attention, exact, tokens, is_int8=False))
-    yield from _labelled("prefill, float16 cache", partial(_attention, many, 64, is_int8=False))
+        yield from _labelled(f"float32 attention of {tokens}", partial(_attention, exact, tokens))
+    yield from _labelled("prefill, float16 cache", partial(_attention, many, 64))
+    for tokens in (1, 64):
+        yield from _labelled(f"part of a context, {tokens}", partial(_attention, many, tokens, is_part=True))
     yield from _labelled("decode, int8 cache", partial(_attention, many, 1, is_int8=True))
     yield from _labelled("", partial(_rows, many))
 
@@ -65,8 +67,9 @@ def step_launches(capability: int, quant_types: list[str]) -> Iterator[tuple[str
             for tokens in (1, 2, 17):
                 yield from _labelled(f"{name}, {tokens}", partial(_product, _kernels(capability, way), name, tokens))
     for tokens in (1, 17):
-        work = partial(_attention, _kernels(capability, "few"), tokens, is_int8=False)
-        yield from _labelled(f"attention, {tokens}", work)
+        for label, is_part in (("attention", False), ("part", True)):
+            work = partial(_attention, _kernels(capability, "few"), tokens, is_part=is_part)
+            yield from _labelled(f"{label}, {tokens}", work)
 
 
 def _labelled(label: str, work: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
@@ -93,7 +96,7 @@ def _experts(kernels: TritonKernels, name: str) -> None:
         kernels.expert_matmul(torch.zeros((pairs, 2048)), matrix, segments, torch.zeros((pairs, 768)))
 
 
-def _attention(kernels: TritonKernels, tokens: int, *, is_int8: bool) -> None:
+def _attention(kernels: TritonKernels, tokens: int, *, is_int8: bool = False, is_part: bool = False) -> None:
     shape, heads = (64, 64, 4, 128), 16
     if is_int8:
         codes = [torch.zeros(shape, dtype=torch.int8) for _ in range(2)]
@@ -108,9 +111,9 @@ def _attention(kernels: TritonKernels, tokens: int, *, is_int8: bool) -> None:
     places = (torch.zeros(tokens, dtype=torch.int32), rotation, cache, lanes)
     kernels.heads(queries, keys, values, *places, query_norm=norm, key_norm=norm, eps=1e-6)
     out, marks = torch.zeros((tokens, heads * 128)), torch.zeros((tokens, 2 * heads))
-    kernels.attention(queries, cache, lanes, out, scale=0.1)
-    kernels.attention(queries, cache, lanes, out, scale=0.1, marks=marks)
-    kernels.join_parts(out, marks, torch.zeros((tokens, heads * (128 + 2))))
+    kernels.attention(queries, cache, lanes, out, scale=0.1, marks=marks if is_part else None)
+    if is_part:
+        kernels.join_parts(out, marks, torch.zeros((tokens, heads * (128 + 2))))
 
 
 def _rows(kernels: TritonKernels) -> None:

@@ -37,4 +37,4 @@ class LeftOut:
         """Takes no time."""
 
     expert_matmul = gather_rows = scatter_add_weighted = rms_norm = add_norm = add = add_gated = nothing
-    gate = softcap = scale_bias = heads = attention = topk = nothing
+    gate = softcap = scale_bias = heads = attention = join_parts = topk = nothing

@@ -1,7 +1,8 @@
 """Fixtures every test may use."""
 
-import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,16 @@ import pytest
 
 from offload import gguf_source
 from offload.flash_probe import DriveFigures, ReadFigure
+from planner.machine import SpillRates
+from planner.profile import save
+from planner.profile_attention import AttentionRates
+from tests.support.planning import profile_here
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+KEPT_S = 7 * 24 * 3600
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +32,29 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles and caches of the tests live in a folder of their own, not in the user's."""
-    previous = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if previous is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = previous
+def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Profiles and caches of the tests live in a folder of their own, not in the user's.
+
+    The profile there has round figures: nobody waits for measurements, which other tests would disturb. Compiled
+    kernels, whose names tell what they are made of, lie in pytest's cache, for all workers and later runs.
+    """
+    folder = tmp_path_factory.mktemp("cache")
+    save(profile_here(), folder / "strata" / "profile.json")
+    if request.config.pluginmanager.has_plugin("cacheprovider"):
+        kernels = request.config.cache.mkdir("kernels")
+        _remove_old(kernels)
+        (folder / "strata" / "kernels").symlink_to(kernels, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
+
+
+def _remove_old(folder: Path) -> None:
+    """Files of `folder` that no run of the last week has made."""
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another worker's removal
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +62,8 @@ def _known_drive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans of models that do not fit in RAM ask how fast the drive is: nobody waits 8 s for a measurement here."""
     figures = DriveFigures((ReadFigure(1 << 20, 4, True, 2e9),), 1e9)
     monkeypatch.setattr("planner.profile.probe", lambda _, **_options: figures)
+    monkeypatch.setattr("planner.profile_attention.measure_apart", lambda *_: AttentionRates())
+    monkeypatch.setattr("planner.profile_spill.measure_apart", lambda *_: SpillRates(2e9, 1.5e9, 0.9, 5e8))
 
 
 @pytest.fixture(scope="session")

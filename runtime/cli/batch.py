@@ -28,7 +28,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Answers, one JSON line each; also the journal.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where the output exists.")] = False,
     parallel: Annotated[
-        int | None, typer.Option("-np", "--parallel", min=1, help="Answers computed together [default: as planned].")
+        int | None, typer.Option("-np", "--parallel", min=1, help="Answers computed together; without it, as planned.")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("-n", "--predict", min=1, help="Most tokens of an answer whose line says nothing.")
@@ -37,12 +37,13 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Answer a file of prompts; started again, it goes on where it was stopped."""
-    from runtime.batch import run_batch  # noqa: PLC0415 - brings torch
+    from runtime.batch import check_paths, run_batch  # noqa: PLC0415 - brings torch
     from runtime.batch_engine import EngineForBatch  # noqa: PLC0415
     from runtime.batch_requests import BatchDefaults  # noqa: PLC0415
     from runtime.cli.launch import opened, running  # noqa: PLC0415
 
     defaults = BatchDefaults(max_tokens, sampling.params(), tuple(sampling.stop))
+    check_paths(input_file, output)  # before a model is loaded for nothing
     with (
         stop_at_token_boundary() as cancelled,
         opened(launch) as (gguf, text),

@@ -58,8 +58,10 @@ class DraftingOptions:
 def tell_drafts(engine: "Engine", *, quiet: bool, stats: bool = False) -> None:
     """What drafts gave in the last run, or that they were off; with `stats` the figures behind it."""
     if engine.speculation is None:
-        for line in engine.plan.draft.lines() if stats and engine.plan.draft is not None else ():
-            console.print(f"drafts: {line}", markup=False)
+        if stats:
+            planned = engine.plan.draft
+            for line in planned.lines() if planned is not None else ("off; --draft turns them on",):
+                console.print(f"drafts: {line}", markup=False)
         return
     if quiet and not stats:
         return

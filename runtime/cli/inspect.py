@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from offload.errors import RequestError
 from offload.gguf import GGUFFile, MetadataValue, TensorInfo
 from planner.budget import format_size
 from runtime.cli import options
@@ -29,7 +30,7 @@ def command(
     """Tell what is in a GGUF file."""
     name = file or model
     if name is None:
-        raise typer.BadParameter("name a GGUF file")
+        raise RequestError("no model is named", hint="name a GGUF file: strata inspect FILE, or `demo`")
     with open_header(name) as gguf:
         if as_json:
             write_json(as_document(gguf))

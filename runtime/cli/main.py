@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the model or machine cannot do it, 2 a bad request, 130 in
 
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ from runtime.cli import (
     tokenize,
     verify,
 )
-from runtime.cli.console import console, set_up_logging
+from runtime.cli.console import console, set_up_logging, write_text
 
 app = typer.Typer(
     name="strata",
@@ -53,11 +54,21 @@ class State:
     debug: bool = False
 
 
+def _show_version(wanted: bool) -> None:
+    """The version on stdout, instead of any command."""
+    if wanted:
+        write_text(f"strata {metadata.version('strata')}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="More log lines; twice: all.")] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Run language models across the GPU memory, RAM and flash of this machine."""
     context.obj.debug = debug

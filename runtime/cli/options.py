@@ -114,7 +114,7 @@ KVBudget = Annotated[
         min=LEAST_BUDGET_TOKENS,
         metavar="TOKENS",
         help="New tokens choose so many of the KV cache to read, with neighbors at most twice as many. "
-        "Can change answers. [default: all]",
+        "Can change answers. Without it all are read.",
     ),
 ]
 KVRam = Annotated[
@@ -123,7 +123,7 @@ KVRam = Annotated[
         _MODEL_PANEL,
         "--kv-ram",
         metavar="SIZE",
-        help="RAM for the KV cache, e.g. 512MiB; the rest of it goes to flash. [default: as planned]",
+        help="RAM for the KV cache, e.g. 512MiB; the rest of it goes to flash. Without it, as planned.",
     ),
 ]
 

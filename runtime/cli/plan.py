@@ -21,6 +21,7 @@ from planner.explain_choices import best_line, render_kv_costs, render_ranking, 
 from planner.gpu_choice import FOUND
 from planner.kv_costs import kv_costs
 from planner.llama_cpp_flags import llama_cpp_flags
+from planner.machine_files import MACHINES
 from planner.plan import Objective, Plan
 from planner.question import Question
 from planner.schedule import schedule
@@ -80,7 +81,8 @@ def command(
     draft: Draft = OFF,
     draft_max: DraftMax = DEFAULT_MOST,
     machine: Annotated[
-        str | None, typer.Option("--machine", help="Plan for a described machine: its name, or a JSON file.")
+        str | None,
+        typer.Option("--machine", help=f"Plan for a described machine: {', '.join(MACHINES)}, or a JSON file."),
     ] = None,
     objective: Annotated[Objective, typer.Option("--objective", help="What to be quick at.")] = Objective.LATENCY,
     prompt_tokens: Annotated[

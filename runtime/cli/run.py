@@ -1,5 +1,6 @@
 """`strata run`: one prompt, one answer streamed to stdout; the plan before it and the speeds after it on stderr."""
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,9 @@ def command(
     sampling: SamplingOptions,
     drafting: DraftingOptions,
     keeping: SessionOptions,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="The prompt; without it and -f, what is piped in.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Read the prompt here; `-` is stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message for the chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
@@ -57,6 +60,8 @@ def command(
     params = sampling.params()
     if raw and keeping.session is not None:
         raise RequestError("--session keeps a conversation, --raw has none", hint="leave out one of them")
+    if record is not None and not record.parent.is_dir():
+        raise RequestError(f"cannot write {record}: there is no folder {record.parent}", hint="make it first")
     with ExitStack() as stack:
         cancelled = stack.enter_context(stop_at_token_boundary())
         saved = stack.enter_context(keeping.opened())
@@ -114,10 +119,15 @@ def _document(pieces: "Sequence[Piece]", prompt_tokens: int) -> dict[str, Any]:
 
 
 def _prompt_text(prompt: str | None, file: Path | None) -> str:
-    """The prompt of -p or -f; exactly one of them must be given."""
-    if (prompt is None) == (file is None):
-        raise RequestError("give the prompt with either -p TEXT or -f FILE")
-    return prompt if prompt is not None else read_text_file(file or Path("-"))
+    """The prompt of -p or -f, or of a pipe where neither is given; RequestError where there is none, or two."""
+    piped = "" if prompt is not None or file is not None or sys.stdin.isatty() else read_text_file(Path("-"))
+    if not piped and (prompt is None) == (file is None):
+        raise RequestError(
+            "give the prompt with either -p TEXT or -f FILE", hint='strata run -m demo -p "Once upon a time"'
+        )
+    if file is not None:
+        return read_text_file(file)
+    return prompt if prompt is not None else piped
 
 
 def _prompt_ids(model_text: "ModelText", text: str, system: str | None, *, raw: bool) -> list[int]:

@@ -45,6 +45,7 @@ class SessionOptions:
     @contextmanager
     def opened(self) -> Iterator[SavedSession | None]:
         """The session that is asked for, held until the end; before a model is loaded, since another may use it."""
+        prefixes(self.prefix_cache)  # refused before a model is loaded
         if self.session is None:
             yield None
             return

@@ -162,6 +162,18 @@ class TreeExecutor(Protocol):
 
 
 @runtime_checkable
+class ExpertFixingExecutor(Protocol):
+    """An executor whose experts are shared by devices that round differently."""
+
+    def fix_experts(self, tokens: int) -> None:
+        """Before the first step: which device computes an expert is settled for steps of up to so many tokens.
+
+        Their logits then depend neither on what ran before nor on how many tokens a step has.
+        """
+        ...
+
+
+@runtime_checkable
 class FeatureExecutor(Protocol):
     """An executor that can show the hidden states that its last logits came from."""
 

@@ -1,9 +1,9 @@
-"""What a target's pass over n tokens takes, by how much longer it is than a plain pass made beside it.
+"""What a target's pass over n tokens takes, by how much longer it is than the plain passes made before and after it.
 
 A machine's speed changes by a third within minutes, and single passes are disturbed; so passes with drafts are compared
-with plain ones that were made in turn with them, and with no others: their ratio is the median of the last comparisons.
-The speed of the moment is the median of the last passes, each brought to a plain one's time by its ratio. Reads no
-clock. Invariant: passes that all become slower by one factor change no ratio.
+with plain ones beside them alone, where both of these took about as long, and their ratio is the median of the last
+comparisons. The speed of the moment is the median of the last passes, each brought to a plain one's time by its ratio.
+Reads no clock. Invariant: a speed that changes between comparisons changes no ratio.
 """
 
 from bisect import bisect_left
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 KEPT = 5  # values of which the median counts
-NEAR = 8  # passes behind each other that are compared with each other
-LEAST_PLAIN = 3  # of them plain, for a comparison
+NEAR = 5  # passes between two plain ones, at most, for a comparison
+ALIKE = 1.25  # times as long as the other: what two plain passes may take for the machine's speed to be the same
 
 
 @dataclass(slots=True)
@@ -47,24 +47,25 @@ class PassTimes:
         self._plain = plain
         self._pace = RecentMedian(expected(plain))
         self._ratios: dict[int, RecentMedian] = {}
-        self._near: deque[tuple[int, float]] = deque(maxlen=NEAR)
+        self._last_plain_s = 0.0
+        self._since_plain: list[tuple[int, float]] = []
 
     @property
     def plain_s(self) -> float:
         """Of a pass without drafts, by now."""
         return self._pace.value
 
-    @property
-    def is_compared(self) -> bool:
-        """Whether enough of the last passes were plain ones, for one with drafts to be held against them."""
-        return sum(tokens == self._plain for tokens, _ in self._near) >= LEAST_PLAIN
-
     def add(self, tokens: int, seconds: float) -> None:
         """Count a pass."""
-        self._near.append((tokens, seconds))
         self._pace.add(seconds / self._ratio(tokens))
-        if tokens == self._plain and self.is_compared:
-            self._compare()
+        if tokens != self._plain:
+            self._since_plain.append((tokens, seconds))
+            return
+        less, more = sorted((self._last_plain_s, seconds))
+        if len(self._since_plain) <= NEAR and more <= ALIKE * less:
+            self._compare((less + more) / 2)
+        self._since_plain.clear()
+        self._last_plain_s = seconds
 
     def seconds(self, tokens: int) -> float:
         """Of a pass over so many tokens."""
@@ -87,11 +88,8 @@ class PassTimes:
             return 1.0
         return self._ratios[tokens].value * self.expected(self._plain) / self.expected(tokens)
 
-    def _compare(self) -> None:
-        """Hold passes with drafts against the plain ones among and around them, each once."""
-        plain_s = median(seconds for tokens, seconds in self._near if tokens == self._plain)
-        for tokens, seconds in self._near:
-            if tokens != self._plain:
-                ratio = self._ratios.setdefault(tokens, RecentMedian(0.0))
-                ratio.add(seconds / plain_s)
-        self._near = deque((one for one in self._near if one[0] == self._plain), maxlen=NEAR)
+    def _compare(self, plain_s: float) -> None:
+        """Hold the passes since the last plain one against it and the one that was just made."""
+        for size in {tokens for tokens, _ in self._since_plain}:
+            seconds = median(each for tokens, each in self._since_plain if tokens == size)
+            self._ratios.setdefault(size, RecentMedian(0.0)).add(seconds / plain_s)

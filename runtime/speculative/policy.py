@@ -16,9 +16,10 @@ from planner.draft_depth import Costs, Depth, best_depth, best_tree, worth_verif
 from runtime.speculative.account import Account
 from runtime.speculative.draft import Candidate, ChooseSeveral, GoesOn, Proposal, TreeGuide
 from runtime.speculative.estimates import Acceptance, Calibration, Ranks
-from runtime.speculative.pass_times import LEAST_PLAIN, PassTimes, RecentMedian
+from runtime.speculative.pass_times import PassTimes, RecentMedian
 from runtime.speculative.turn import Offer, Turn
 
+COMPARED_PLAIN = 3  # plain passes of a comparison, in turn with drafted ones
 COMPARED_SHARE = 0.01  # of the time, for plain passes that drafted ones are compared with
 LEAST_COMPARED_TOKENS = 64  # from one comparison to the next
 PROBE_DRAFTS = 3
@@ -67,7 +68,7 @@ class Policy:
         self._start_s = RecentMedian(START_S)
         self._advance_s = 0.0
         self._recent_tokens, self._recent_passes = 0.0, 0.0
-        self._wanted_plain = LEAST_PLAIN
+        self._wanted_plain = COMPARED_PLAIN
         self._is_plains_turn = True
         self._since_compared = 0.0
         self._since_drafts = 0
@@ -81,7 +82,7 @@ class Policy:
         other.lanes, other.most_tree = lanes, 0
         other.times = PassTimes(self.times.seconds, lanes)
         other._recent_tokens = other._recent_passes = other._since_compared = 0.0
-        other._wanted_plain, other._is_plains_turn, other._since_drafts = LEAST_PLAIN, True, 0
+        other._wanted_plain, other._is_plains_turn, other._since_drafts = COMPARED_PLAIN, True, 0
         other._gap = LEAST_GAP_TOKENS
         return other
 
@@ -211,9 +212,9 @@ class Policy:
             self.passed_plainly(verify_s)
             self._since_drafts += 1
             return
+        account.add(tokens, seconds, plain_s)
         self.times.add(sum(turn.verified + turn.before for turn in turns), verify_s)
         self._exchange_s.add(sum(turn.exchange_s for turn in turns))
-        account.add(tokens, seconds, plain_s)
         self._compare_later(tokens)
         self._since_drafts = 0
         if tokens * plain_s > seconds:
@@ -225,9 +226,9 @@ class Policy:
         """After a pass with drafts that gave so many tokens: plain ones are due in turn with more of them, or later."""
         self._is_plains_turn = True
         self._since_compared += tokens
-        lost_tokens = LEAST_PLAIN * (self._recent_gain - 1.0)
+        lost_tokens = COMPARED_PLAIN * (self._recent_gain - 1.0)
         if self._since_compared >= max(LEAST_COMPARED_TOKENS, lost_tokens / COMPARED_SHARE):
-            self._since_compared, self._wanted_plain = 0.0, LEAST_PLAIN
+            self._since_compared, self._wanted_plain = 0.0, COMPARED_PLAIN
 
     @property
     def _recent_gain(self) -> float:

@@ -15,13 +15,11 @@ from offload.closing import Closing
 from offload.errors import RequestError
 from offload.gguf import GGUFFile
 from planner.drafts import EXPECTED_ACCEPTANCE, MOST_DRAFTS, pass_ratios, record_acceptance
-from planner.hybrid_split import split_of
-from planner.model_shape import ModelShape
 from planner.plan import Plan
 from planner.planned_draft import PlannedDraft
 from planner.solve import question_of
 from planner.ways import HYBRID, PROGRAM
-from runtime.executor.base import Executor
+from runtime.executor.base import Executor, ExpertFixingExecutor
 from runtime.generation import Generation, Piece
 from runtime.speculative.account import Account
 from runtime.speculative.choosers import Chooser
@@ -197,23 +195,14 @@ def make_speculation(
             f"drafts cannot be verified by the {plan.settings.loop} loop: its logits change with the tokens of a step",
             hint="use --loop program, or --draft off",
         )
-    if plan.settings.loop == HYBRID and _shares_experts(gguf, plan):
-        log.warning(
-            "which of a layer's experts the GPU computes depends on what ran before, and its sums end differently from "
-            "the CPU's: where two tokens are all but equally likely, drafts may change the answer"
-        )
+    if isinstance(executor, ExpertFixingExecutor):
+        executor.fix_experts(MOST_DRAFTS + 1)
     loaded = load_draft(options, gguf, text.tokenizer, plan, executor)
     if loaded is None:
         return None
     policy = new_policy(options, gguf, plan, loaded.planned)
     learned_as = None if loaded.key is None else (plan.model.key, loaded.key)
     return Speculation(executor, loaded.source, policy, rejection=options.rejection, learned_as=learned_as)
-
-
-def _shares_experts(gguf: GGUFFile, plan: Plan) -> bool:
-    """Whether there are layers whose experts are now the GPU's, now the CPU's."""
-    shape = ModelShape.from_gguf(gguf)
-    return bool(split_of(shape, plan.placements, plan.settings.gpu_slots).cached_layers(shape))
 
 
 def new_policy(options: DraftOptions, gguf: GGUFFile, plan: Plan, expected: PlannedDraft | None) -> Policy:

@@ -10,7 +10,7 @@ import pytest
 from runtime.models import DEMO_DRAFT, DEMO_MODEL
 from scripts.check_drafts import OWN_PROMPTS, Target, check_target, every_prompt
 
-PLACES = ("ram", "streamed", "gpu", "hybrid")
+PLACES = ("ram", "streamed", "gpu", "hybrid", "shared")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -33,7 +33,7 @@ def test_texts_of_the_built_in_model_are_those_of_plain_decoding(place: str) -> 
 def test_texts_are_those_of_plain_decoding(shared_data: Path, target: str, draft: str) -> None:
     """A draft that is the target itself is right in every pass."""
     folder = shared_data / "models"
-    prompts = every_prompt(shared_data / "prompts", 4)
+    prompts = every_prompt(shared_data / "prompts")[:4]
     chosen = Target(folder / f"{target}.gguf", "ram", folder / f"{draft}.gguf")
     found = check_target(chosen, prompts, depths=(1, 5, 16), tokens=20)
     assert {name: (one.different, one.failure) for name, one in found.items()} == dict.fromkeys(found, (0, None))

@@ -1,5 +1,6 @@
 """Hybrid runs whose oldest keys and values lie in RAM, where the CPU attends over them beside the GPU."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +10,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cpu_kernels.kv_layout import PIECE_TOKENS
+from gpu_kernels.simulated import SimulatedDevice
+from offload.gguf import GGUFFile
+from planner.budget import MIB, Budget
+from planner.gpu_choice import chosen_gpu
+from planner.hybrid import needs_of
+from planner.hybrid_split import Split
+from planner.model_shape import ModelShape
+from planner.question import Here, Wish, ask
+from planner.solve import solve
+from runtime.architectures import describe
+from runtime.backend import hybrid_executor
 from runtime.executor import Step
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.executor.hybrid.kv import HybridKV
 from tests.support import models, programs
 from tests.support.divergence import max_kl_divergence
-from tests.support.hybrid import hybrid, model_of
+from tests.support.hybrid import FAST_GPU, hybrid, model_of
+from tests.support.planning import profile
 
 CAPACITY = 2048
 IDS = models.prompt(length=1700)
+LONG = [*IDS, *IDS, *IDS][:3600]
 KL = 1e-6
 
 
@@ -95,6 +109,7 @@ def test_sequences_beside_each_other(runner: HybridExecutor, expected: np.ndarra
         for kv, length, pieces in zip(caches, lengths, moved, strict=True):
             runner.forward([Step(IDS[:length], kv)])
             move(kv, pieces)
+            assert kv.ram_pieces == pieces
         for step in range(3):
             steps = [Step([IDS[length + step]], kv) for length, kv in zip(lengths, caches, strict=True)]
             groups = [steps] if results is together else [[one] for one in steps]
@@ -137,3 +152,96 @@ def test_a_pool_that_may_not_grow(path: Path, expected: np.ndarray, kv_tokens: i
             check(np.concatenate(rows), expected[[step, step]])
         assert kv.ram_pieces >= 1
         assert runner._pool.num_bytes <= max(held, held * 1216 // kv_tokens)  # what both need at least
+
+
+def gpu_limited(path: Path, limit_bytes: int) -> tuple[HybridExecutor, SimulatedDevice]:
+    """All on a GPU of so many bytes, which has room for few tokens at first."""
+    device = SimulatedDevice(FAST_GPU, limit_bytes=limit_bytes)
+    with GGUFFile.open(path) as file:
+        model = describe(file)
+        placement = HybridPlacement.whole(model)
+        return HybridExecutor(model, file, placement, device, chunk_tokens=64, context_tokens=64), device
+
+
+def test_a_gpu_without_room_for_all_keys_and_values(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of a run: no layer is given up, and the GPU's memory is kept to."""
+    path = path_of(folder, "llama")
+    whole, device = gpu_limited(path, 1 << 30)
+    whole.forward([Step(IDS[:900], whole.new_kv(CAPACITY))])
+    whole.close()
+    limit = device.peak_bytes
+    runner, device = gpu_limited(path, limit)
+    with caplog.at_level(logging.INFO, "strata"), programs.executor(path) as plain:
+        wanted = plain.forward([Step(IDS, plain.new_kv(CAPACITY))], logits="all")[0]
+        kv = runner.new_kv(CAPACITY)
+        check(runner.forward([Step(IDS, kv)], logits="all")[0], wanted)
+    runner.close()
+    assert kv.ram_pieces > 0
+    assert not runner.placement.ram_kv
+    assert device.peak_bytes <= limit
+    assert any("the oldest of which go to RAM" in record.message for record in caplog.records)
+    assert any("512 tokens at a time" in record.message for record in caplog.records)
+
+
+def test_memory_that_is_given_back_keeps_what_was_there(runner: HybridExecutor, expected: np.ndarray) -> None:
+    """Blocks at the end of the pool move to free ones, and old pieces to RAM."""
+    kv, other = runner.new_kv(CAPACITY), runner.new_kv(CAPACITY)
+    for cache in (other, kv):
+        runner.forward([Step(IDS[:1200], cache)])
+    other.truncate(64)
+    pool = runner._pool
+    held = pool.num_bytes
+    while pool.shrink():
+        assert pool.num_bytes < held
+        held = pool.num_bytes
+    assert kv.ram_pieces == 2
+    for cache, length in ((kv, 1200), (other, 64)):
+        check(runner.forward([Step([IDS[length]], cache)])[0], expected[length : length + 1])
+
+
+@pytest.mark.parametrize("limit", [1024, 1536])
+def test_what_a_plan_needs_of_the_gpu_is_what_is_used(path: Path, limit: int) -> None:
+    with GGUFFile.open(path) as file:
+        shape = ModelShape.from_gguf(file)
+    layers = frozenset(range(shape.block_count))
+    split = Split(layers, layers, output=True, kv_tokens=limit)
+    budget = Budget(1 << 34, 64 * MIB, "test", "simulated")
+    planned = needs_of(shape, budget, FAST_GPU, split, context_tokens=CAPACITY, chunk_tokens=128).gpu.peak_bytes
+    placement = HybridPlacement(layers, layers, output=True, kv_tokens=limit)
+    device = SimulatedDevice(FAST_GPU)
+    with GGUFFile.open(path) as file:
+        runner = HybridExecutor(describe(file), file, placement, device, chunk_tokens=128, context_tokens=CAPACITY)
+        kv = runner.new_kv(CAPACITY)
+        runner.forward([Step(IDS, kv)])
+        runner.forward([Step([1], kv)])
+        runner.close()
+    assert kv.ram_pieces > 0
+    assert device.peak_bytes <= planned <= 1.1 * device.peak_bytes + (1 << 20)  # of positions not all have angles
+
+
+@pytest.mark.parametrize("vram_mib", [7, 10])
+def test_a_plan_for_a_gpu_that_cannot_hold_the_context(folder: Path, vram_mib: int) -> None:
+    """Planned, run as planned within the simulated GPU's memory, and the same answer as the CPU's."""
+    path = path_of(folder, "llama")
+    gpu = chosen_gpu(f"sim:vram={vram_mib}MiB,bw=1000GB/s,link=100GB/s,tflops=60")
+    assert gpu is not None
+    budget = Budget(8 << 30, gpu.free_bytes, "test", gpu.name)
+    with GGUFFile.open(path) as file:
+        plan = solve(ask(file, budget, Here(profile(), gpu), Wish(4096, 1, loop="hybrid")))
+        kept = plan.settings.gpu_kv_tokens
+        assert kept is not None
+        runner = hybrid_executor(file, plan)
+        try:
+            assert runner.placement.attention
+            kv = runner.new_kv(4096)
+            runner.forward([Step(LONG, kv)], logits="none")
+            found = [runner.forward([Step([token], kv)])[0][-1] for token in IDS[:4]]
+            assert kv.ram_tokens >= len(LONG) - kept
+            assert runner.gpu_bytes <= plan.predicted.peak_gpu_bytes
+            assert not runner.placement.ram_kv
+        finally:
+            runner.close()
+    with programs.executor(path) as plain:
+        alone = plain.new_kv(4096)
+        plain.forward([Step(LONG, alone)], logits="none")
+        check(np.stack(found), np.stack([plain.forward([Step([token], alone)])[0][-1] for token in IDS[:4]]))

@@ -1,5 +1,6 @@
 """Models as a planner sees them, without files: a header of any size, and a profile that was never measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from gpu_kernels.capabilities import GpuCapabilities
 from offload.gguf_access import MetadataAccess
 from offload.gguf_tensors import TensorInfo
 from offload.gguf_values import MetadataValue
+from planner.host import available_threads, cpu_name
 from planner.machine import KernelPoint
-from planner.profile import FORMAT_VERSION, Profile
+from planner.profile import FORMAT_VERSION, Profile, software
 
 GIB = 1 << 30
 GPU = GpuCapabilities("a GPU", 80 * GIB, 78 * GIB, (9, 0), "cuda:0")
@@ -129,6 +131,14 @@ def profile(*, threads: int = 4) -> Profile:
         kernels={kind.name: points for kind in QUANT_TYPES.values()},
         tuning=Tuning(current().name, {kind.name: usual for kind in QUANT_TYPES.values()}),
     )
+
+
+def profile_here() -> Profile:
+    """The same figures as a profile of the machine that the tests run on."""
+    threads = available_threads()
+    figures = profile(threads=threads)
+    read = tuple({point.at: point for point in figures.read}.values())  # one point where there is one thread
+    return replace(figures, cpu_name=cpu_name(), software=software(), physical_cores=threads, read=read)
 
 
 def olmoe() -> HeaderOnly:

@@ -8,7 +8,7 @@ whatever is computed beside it.
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -31,6 +31,7 @@ from runtime.executor.hybrid.experts import GpuExperts, has_gpu_experts
 from runtime.executor.hybrid.finite_sums import FiniteSums
 from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.hybrid.kv_pool import KVPool
+from runtime.executor.hybrid.loading import Progress, load_both
 from runtime.executor.hybrid.placement import HybridPlacement
 from runtime.executor.hybrid.runner import HybridRunner
 from runtime.executor.hybrid.tasks import gpu_matrices, resident_matrices
@@ -43,8 +44,6 @@ from runtime.streamed import StreamedWeights
 log = logging.getLogger("strata.hybrid")
 
 LEAST_CHUNK_TOKENS = 32  # of a prompt: below that, keys and values give way
-
-Progress = Callable[[int, int], None]
 
 
 class HybridExecutor(ProgramExecutor):
@@ -92,7 +91,7 @@ class HybridExecutor(ProgramExecutor):
         self._gpu_weights = GpuWeights(gguf, model, names, weights, device, self._stream, self._kernels)
         self._experts: GpuExperts | None = None
         try:
-            self._load(weights, on_load)
+            load_both(weights, self._gpu_weights, on_load)
             if has_gpu_experts(model, self._placement):
                 self._experts = self._new_experts(gguf, model, rates, streamed)
                 self._experts.load(FiniteSums(device, self._stream, self._kernels))
@@ -142,6 +141,20 @@ class HybridExecutor(ProgramExecutor):
         """Of the experts that the GPU's layers used, how many were there; None where it has no such layers."""
         return None if self._experts is None else self._experts.counts
 
+    def warm_up(self) -> None:
+        """See `ProgramExecutor`; what its steps use is worth nothing."""
+        if self._experts is not None:
+            self._experts.learns = False
+        super().warm_up()
+        if self._experts is not None:
+            self._experts.learns = True
+
+    def fix_experts(self, tokens: int) -> None:
+        """See `ExpertFixingExecutor`."""
+        if self._experts is not None:
+            self._experts.fix(tokens)
+            self._hybrid.use_placement(self._placement)
+
     def close(self) -> None:
         """See `Executor`."""
         super().close()
@@ -163,23 +176,6 @@ class HybridExecutor(ProgramExecutor):
             pool=self._pool,
             experts=self._experts,
         )
-
-    def _load(self, weights: PanelWeights, on_load: Progress | None) -> None:
-        """The weights of both devices."""
-        gpu_total, host_total = self._gpu_weights.file_bytes, 0
-
-        def host_progress(done: int, total: int) -> None:
-            nonlocal host_total
-            host_total = total
-            if on_load is not None:
-                on_load(done, total + gpu_total)
-
-        weights.load(host_progress)
-        done = 0
-        for num_bytes in self._gpu_weights.load():
-            done += num_bytes
-            if on_load is not None:
-                on_load(host_total + done, host_total + gpu_total)
 
     def _new_experts(
         self, gguf: GGUFFile, model: Model, rates: ExpertRates | None, streamed: StreamedWeights | None

@@ -5,6 +5,7 @@ runs; who computes an expert never depends on anything but the routing, the plac
 """
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -64,8 +65,12 @@ class GpuExperts:
         self._rates, self._streamed = rates, streamed
         self._resident = placement.resident
         self._calls = PythonCalls()
+        self._bringer = ThreadPoolExecutor(1, "strata-bring")  # the CPU's own part of a layer need not wait for it
+        self._bringing: list[Future[None]] = []
         self._brought = placement.brought_slots if rates is not None else 0
         self._used = model.experts.used_count
+        self._fixed_tokens = 0
+        self.learns = True  # whether experts that steps use get places for later ones
         try:
             self._slots = GpuSlots(
                 *(source, reader, self._engine, device),
@@ -133,11 +138,21 @@ class GpuExperts:
             return False
         if not few:
             return True
+        if self._fixed_tokens:
+            return False
         times = self._rates_now.times(*self._sizes[layer])
         if self._streamed is None:
             return moving_saves_s(self._used, times) > 0
         none = np.zeros(self._used, np.bool_)
         return bool(self._split(np.ones(self._used, np.int64), none, none, times).moved)
+
+    def fix(self, tokens: int) -> None:
+        """Before the first step: places keep the experts that they have, and steps of up to so many tokens bring none.
+
+        Who computes an expert then depends on what was loaded alone, never on what ran before, nor on the tokens of
+        such a step. Programs of steps that were made before are of no use any more.
+        """
+        self._fixed_tokens, self.learns = tokens, False
 
     def has(self, layer: int) -> NDArray[np.bool_]:
         """(experts,) those of a layer that are on the GPU between steps."""
@@ -168,11 +183,12 @@ class GpuExperts:
 
     def step_over(self) -> None:
         """After a step that succeeded: learns from it. FlashError where an expert that it needed did not come."""
-        failure = self._slots.take_failure()
+        failure = self._take_failure()
         if failure is not None:
             raise failure
         self._slots.used(self._counts[:, 0])
-        self._slots.land()
+        if self.learns:
+            self._slots.land()
 
     def fetch(self) -> None:
         """In the middle of a step, while the host waits for it: begins to fetch experts for later ones."""
@@ -180,12 +196,13 @@ class GpuExperts:
 
     def step_failed(self) -> StrataError | None:
         """After a step that did not succeed: nothing of it is still on its way. Why an expert did not come, if so."""
-        failure = self._slots.take_failure()
+        failure = self._take_failure()
         self._engine.stream.synchronize()
         return failure
 
     def close(self) -> None:
         """Ends the reads and uploads; may be called twice."""
+        self._bringer.shutdown()
         self._slots.close()
         self._engine.close()
 
@@ -198,7 +215,9 @@ class GpuExperts:
         used = np.flatnonzero(counts)
         there = self._where[used] >= 0
         tokens = counts[used]
-        if tokens.max() <= 1 and self._streamed is None:
+        if tokens.sum() <= self._fixed_tokens * self._used:
+            moved = used[:0]
+        elif tokens.max() <= 1 and self._streamed is None:
             missing = used[~there]
             moved = missing[: self._moved_of(len(missing))]
         else:
@@ -208,9 +227,25 @@ class GpuExperts:
             self._where[used[list(split.cpu)]] = -1
             moved = used[list(split.moved)]
         moved = moved[: self._brought]
-        if len(moved):
-            self._where[moved] = self._slots.bring(layer, moved.tolist())
-        self._slots.call_when_brought(brought.address, brought.argument)
+        first = self._slots.brought_from(layer)
+        self._where[moved] = np.arange(first, first + len(moved))
+        self._bringing.append(self._bringer.submit(self._bring, layer, moved.tolist(), brought))
+
+    def _bring(self, layer: int, experts: list[int], brought: HostCall) -> None:
+        """Begins to bring experts; `brought` is called when they are there, or will not be."""
+        try:
+            self._slots.bring(layer, experts)
+        finally:
+            self._slots.call_when_brought(brought.address, brought.argument)
+
+    def _take_failure(self) -> StrataError | None:
+        """After a step: why an expert that was brought for it is not there; raises why one could not be asked for."""
+        bringing, self._bringing = self._bringing, []
+        wait(bringing)
+        failure = self._slots.take_failure()
+        for future in bringing:
+            future.result()
+        return failure
 
     def _split(self, tokens: NDArray[np.int64], there: Flags, in_ram: Flags | None, times: ExpertTimes) -> ExpertSplit:
         """Who computes a layer's experts; `in_ram`: those of them that RAM has, None where it has all."""

@@ -164,8 +164,7 @@ class KVPool:
 
     def _move_piece(self) -> bool:
         """Moves the oldest piece of the sequence that can move most of them to RAM; False if there is none."""
-        holders = [self._holders[number] for number in sorted(self._holders)]
-        holder = max(holders, key=lambda held: held.movable_pieces, default=None)
+        holder = max(self._by_age(), key=lambda held: held.movable_pieces, default=None)
         if holder is None or not holder.movable_pieces:
             return False
         tell = log.debug if self._told else log.info
@@ -174,10 +173,14 @@ class KVPool:
         holder.move_piece()
         return True
 
+    def _by_age(self) -> list[Holder]:
+        return [holder for _, holder in sorted(self._holders.items(), key=lambda item: item[0])]
+
     def _pack(self, count: int) -> None:
         """All blocks that are in use are among the first `count`."""
+        holders = self._by_age()  # none of which can be forgotten meanwhile
         free = [block for block in self._free if block < count]
-        for holder in list(self._holders.values()):
+        for holder in holders:
             for place, block in enumerate(holder.blocks):
                 if block >= count:
                     there = free.pop()

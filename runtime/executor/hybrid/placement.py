@@ -64,6 +64,8 @@ class HybridPlacement:
         resident = len(self.resident) * model.expert_count
         if self.expert_slots < resident:
             raise ValueError(f"{self.expert_slots} slots for the {resident} experts of layers {sorted(self.resident)}")
+        if self.kv_tokens is not None and self.kv_tokens < 1:
+            raise ValueError(f"kv_tokens is {self.kv_tokens}; it must be at least 1")
         return replace(self, seeds=tuple(self._usable_seeds(model, self.feed_forward & routed)))
 
     def with_kv_in_ram(self, layer: int) -> "HybridPlacement":

@@ -110,11 +110,15 @@ class ProgramKV:
         """
         first, pieces = start // PIECE_TOKENS, pieces_of(stop)
         self._settled = start
-        if first < self._own_from or pieces > self.pieces:
+        while first < self._own_from or pieces > self.pieces:
             shared = max(min(self._own_from, self.pieces) - first, 0)
             self.tiers.make_room(self, (max(pieces - self.pieces, 0) + shared) * self.layout.piece_bytes)
-            self._own(first, start)
-            self._hold(pieces)
+            try:
+                self._own(first, start)
+                self._hold(pieces)
+            except MemoryError as error:
+                self._cut(min(len(chunks) for chunks in self._chunks))
+                self.tiers.give_way(self, error)
 
     def place(self) -> None:
         """Writes to the table where chunks are; those on flash alone have the address 0."""
@@ -180,10 +184,7 @@ class ProgramKV:
         self.length = length
         self._settled = min(self._settled, length)
         self._window_from = min(self._window_from, length // BLOCK_TOKENS)
-        for chunks in self._chunks:
-            for chunk in chunks[pieces_of(length) :]:
-                self._store.drop(chunk)
-            del chunks[pieces_of(length) :]
+        self._cut(pieces_of(length))
 
     def grow(self, length: int) -> None:
         """The first `length` tokens are held from now on: a pass has put them there."""
@@ -200,8 +201,7 @@ class ProgramKV:
                 if piece * PIECE_TOKENS < start:
                     chunks[piece] = self.tiers.writable(self, piece, chunks[piece])
                 else:
-                    self._store.drop(chunks[piece])
-                    chunks[piece] = self._store.new(chunks[piece].num_bytes)
+                    chunks[piece] = self._store.replaced(chunks[piece])
         self._own_from = min(self._own_from, first)
 
     def _hold(self, pieces: int) -> None:
@@ -209,6 +209,13 @@ class ProgramKV:
         for layout, chunks in zip(self.layout.layers, self._chunks, strict=True):
             while len(chunks) < pieces:
                 chunks.append(self._store.new(layout.chunk_bytes))
+
+    def _cut(self, pieces: int) -> None:
+        """There are chunks for no more than so many pieces."""
+        for chunks in self._chunks:
+            for chunk in chunks[pieces:]:
+                self._store.drop(chunk)
+            del chunks[pieces:]
 
     def _release(self, first: int, last: int) -> None:
         """Gives back the windows of blocks before `last`, from the piece of block `first` on."""
@@ -261,9 +268,8 @@ class ProgramKV:
     def _index(self, first: int, last: int) -> None:
         """Works out the abstracts of full blocks that no pass has put here, piece after piece."""
         table = np.zeros((len(self._chunks), self.layout.layers[0].pieces), np.int64)
-        memories = [
-            KVMemory(layout, int(row.ctypes.data)) for layout, row in zip(self.layout.layers, table, strict=True)
-        ]
+        rows = zip(self.layout.layers, table, strict=True)
+        memories = [KVMemory(layout, int(row.ctypes.data)) for layout, row in rows]
         while self.abstracts is not None and first < last:
             piece = first // PIECE_BLOCKS
             held = [self._store.read(chunks[piece]) for chunks in self._chunks]

@@ -37,7 +37,6 @@ class ChosenReads:
         self._layers: Sequence[int] = ()
         self._slots: Sequence[Bytes] = ()
         self.has_failed = False  # in this pass
-        self.read_bytes = 0
 
     def takes(self, layer: int, lanes: Sequence[Lane]) -> bool:
         """Whether blocks of a layer are chosen by all lanes."""
@@ -77,7 +76,6 @@ class ChosenReads:
         for (piece, chunk), slot, ranges in zip(cold, self._slots, _ranges(layout, of_pieces), strict=False):
             for first in range(0, len(ranges), READ_RANGES):
                 reads.ask(self._store, chunk, piece, slot, ranges[first : first + READ_RANGES])
-            self.read_bytes += sum(end - first for first, end in ranges)
         failed = reads.wait()
         if failed is not None:
             piece, error = failed

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.kv_layout import PIECE_TOKENS
 from cpu_kernels.program import Kind, Parameter, Row
 from cpu_kernels.waiting import Counter
 from offload.closing import Closing
@@ -25,7 +24,8 @@ from offload.kv_spill import Slot
 from offload.memory import HUGE_PAGE_BYTES, read_buffer, reserved_bytes
 from runtime.executor.program.kv import ProgramKV
 from runtime.executor.program.kv_chosen import ChosenReads
-from runtime.executor.program.kv_tiers import KVTiers, lost
+from runtime.executor.program.kv_groups import first_seen
+from runtime.executor.program.kv_tiers import KVTiers, lost, no_memory
 from runtime.executor.program.lanes import Lane
 from runtime.executor.program.parameters import Name
 
@@ -65,16 +65,19 @@ class ColdReads(Closing):
         self._arrived, self._freed = Counter(), Counter()
         self._ring: list[NDArray[np.uint8]] = []
         self._changed = threading.Condition()
-        self._feeder: ThreadPoolExecutor | None = None
+        self._feeder = ThreadPoolExecutor(1, "strata-kv-feed")  # whose thread begins with the first pass
         self._feeding: Future[None] | None = None
         self._pass: _Pass | None = None
+        self._under_way = False  # the pass is not yet over
         self._ahead: _Pass | None = None  # what the next pass will probably read first
 
     def begin(self, lanes: Sequence[Lane]) -> list[int] | None:
         """Reads what a pass over these lanes needs, whose tables then tell where it will be.
 
         Of every layer how much must have arrived before its attention (see `await_row`); None where nothing is read.
+        SequenceError where there is no memory to read to.
         """
+        self.end()  # of a pass whose end was interrupted
         self._pass = None
         if not self._store.cold_bytes:
             self._forget_ahead()
@@ -89,9 +92,14 @@ class ColdReads(Closing):
             return None
         reads = [wanted for of_layer in layers for wanted in of_layer]
         ends = [int(end) for end in np.cumsum([len(of_layer) for of_layer in layers])]
-        slots = max(staging_slots(1 if in_part else len(layers), most), 1)  # what is chosen needs the others
-        its = self._begun(reads, ends, slots, in_part)
-        self.chosen.begin(self._ring[slots : slots + in_part])
+        has_budget = any(lane.kv.layout.abstracts is not None for lane in lanes)
+        whole, part = (0, most) if has_budget else (most, 0)
+        slots = most if in_part else staging_slots(len(layers), whole, part)  # what is chosen needs the others
+        try:
+            its = self._begun(reads, ends, max(slots, 1), in_part)
+        except MemoryError as error:
+            raise no_memory(lanes[0].kv, error) from error
+        self.chosen.begin(self._ring[len(its.ring) :])
         for layer, (end, of_layer) in enumerate(zip(ends, layers, strict=True)):
             for number, wanted in enumerate(of_layer, end - len(of_layer)):
                 for kv, piece in wanted.places:
@@ -101,7 +109,7 @@ class ColdReads(Closing):
         with self._changed:
             self._pass, self._ahead = its, None
             self._tell(its)
-        self._feeder = self._feeder or ThreadPoolExecutor(1, "strata-kv-feed")
+        self._under_way = True
         self._feeding = self._feeder.submit(self._feed, its)
         return ends
 
@@ -117,13 +125,16 @@ class ColdReads(Closing):
     def end(self) -> None:
         """The pass is over, whether it failed or not: nothing is read any more but what the next may need first."""
         its = self._pass
-        if self._feeding is None or its is None:
+        if not self._under_way or its is None:
             return
         if self._freed.value < len(its.ends):
             self._freed.fail(FAILED)
+        if self._feeding is None:  # an interrupt came before it was known
+            self._feeding = self._feeder.submit(lambda: None)  # over when what was asked for before is
         self._feeding.result()
-        self._feeding = None
         self._wait_for(its)
+        self._feeding, self._under_way, self._pass = None, False, None
+        its.reads = []  # threads that read may know the pass for long: it must not keep sequences that are forgotten
         if its.failure is not None or self.chosen.has_failed:
             self._forget_ahead()
             self._ring = []  # a read that hung may write to it
@@ -140,15 +151,14 @@ class ColdReads(Closing):
 
     def close(self) -> None:
         """Ends the thread that asks for reads; may be called twice."""
-        if self._feeder is not None:
-            self._feeder.shutdown()
+        self._feeder.shutdown()
 
     def _wanted(self, layer: int, lanes: Sequence[Lane]) -> list[_Wanted]:
         """What a layer's attention sees of chunks on flash, each once."""
         window = self._windows[layer]
         found: dict[int, _Wanted] = {}
         for kv, start in {lane.kv: min(its.start for its in lanes if its.kv is lane.kv) for lane in lanes}.items():
-            first = 0 if window is None else max(start - window + 1, 0) // PIECE_TOKENS
+            first = first_seen(window, start)
             for piece, chunk in enumerate(kv.chunks(layer)[first:], first):
                 if chunk.memory is None:
                     found.setdefault(id(chunk), _Wanted(chunk)).places.append((kv, piece))
@@ -195,7 +205,8 @@ class ColdReads(Closing):
         """Asks for a pass's reads, each when its slot is free; then for the next one's first, if it will be alike."""
         total, slots = len(its.reads), len(its.ring)
         shift = total % slots
-        ahead = _Pass(its.reads, its.ends, its.ring[shift:] + its.ring[:shift])
+        reads = [_Wanted(wanted.chunk) for wanted in its.reads]
+        ahead = _Pass(reads, its.ends, its.ring[shift:] + its.ring[:shift])
         self._ahead = ahead
         for over, before in enumerate([0, *its.ends]):
             room = before + slots

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """`layers` go together; `is_first`: before others. `window`: of the newest tokens that they see, None for all."""
+    """`layers` go together. `window`: of the newest tokens that they see, None for all. `is_chosen`: tokens choose what
+    they read of them.
+    """
 
     layers: tuple[int, ...]
     window: int | None = None
-    is_first: bool = True
+    is_chosen: bool = False
 
     def is_spared(self, piece: int, tokens: int) -> bool:
         """Whether a piece of a sequence of so many tokens goes before what is read whole."""
-        return self.is_first or piece < first_seen(self.window, tokens)
+        return self.is_chosen or piece < first_seen(self.window, tokens)
 
 
 def first_seen(window: int | None, start: int) -> int:
@@ -42,9 +44,9 @@ def layer_groups(layout: "SequenceLayout", windows: Sequence[int | None]) -> tup
     chosen = [place is not None and window is None for place, window in zip(layout.abstracts.layers, seen, strict=True)]
     whole = [layer for layer in every if not chosen[layer]]
     return (
-        *(LayerGroup((layer,)) for layer in every if chosen[layer]),
+        *(LayerGroup((layer,), is_chosen=True) for layer in every if chosen[layer]),
         *(
-            LayerGroup(tuple(layer for layer in whole if seen[layer] == window), window, is_first=False)
+            LayerGroup(tuple(layer for layer in whole if seen[layer] == window), window)
             for window in dict.fromkeys(seen[layer] for layer in whole)
         ),
     )

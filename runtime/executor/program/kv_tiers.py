@@ -55,26 +55,33 @@ class KVTiers(Closing):
         """Pieces that lie on flash alone in the layers that have most there, of all sequences."""
         return sum(max(_cold(kv)) for kv in self._sequences)
 
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of RAM that chunks take, the abstracts that are chosen by, and what those on flash are read to."""
+        taken, whole, part = self.store.ram_bytes, 0, 0
+        for kv in self._sequences:
+            counts = list(zip(kv.groups, _cold(kv), strict=True))
+            whole += max((count for group, count in counts if not group.is_chosen), default=0)
+            part += max((count for group, count in counts if group.is_chosen), default=0)
+            taken += index_bytes(kv.layout, kv.pieces + 1)
+        layout = next((kv.layout for kv in self._sequences), None)  # those of others differ in their capacity alone
+        return taken if layout is None else taken + staging_bytes(layout, whole, part)
+
     def make_room(self, kv: "ProgramKV", num_bytes: int) -> None:
         """Moves pieces to flash until RAM has room for so many bytes of `kv`; SequenceError where it has not."""
         if self.most_bytes is None:
             return
-        layout = kv.layout
-        while self.store.ram_bytes + num_bytes + staging_bytes(layout, self.cold_pieces) > self.most_bytes:
-            victim = next(self._next_to_go(), None)
-            try:
-                if victim is None:
-                    raise FlashError("nothing is left that could go there")
-                self._tell(*victim)
-                victim[0].evict(victim[1], victim[2].layers)
-            except FlashError as error:
-                raise SequenceError(
-                    f"{num_bytes} bytes of keys and values have no room in the {self.most_bytes} bytes of RAM that "
-                    f"they may take, and not on flash: {error}",
-                    kv=kv,
-                    kept_tokens=kv.length,
-                    hint="raise --kv-ram, or run with a shorter context or a smaller KV type",
-                ) from error
+        while self.taken_bytes + num_bytes > self.most_bytes:
+            lacking = (
+                f"{num_bytes} bytes of keys and values have no room in the {self.most_bytes} bytes of RAM that "
+                "they may take"
+            )
+            self._send_one(kv, lacking)
+
+    def give_way(self, kv: "ProgramKV", error: MemoryError) -> None:
+        """The system has no memory for what `kv` needs next: a piece goes to flash; SequenceError where none can."""
+        log.warning("KV: there is no memory for %s", error)
+        self._send_one(kv, f"there is no memory for {error} of keys and values")
 
     def write_ahead(self) -> None:
         """Has those pieces written that will go to flash next, once RAM is nearly full."""
@@ -83,9 +90,8 @@ class KVTiers(Closing):
         assert self.most_bytes is not None, "asked by `spills`"
         chunks = 0
         for kv, piece, group in self._next_to_go():
-            taken = self.store.ram_bytes + staging_bytes(kv.layout, self.cold_pieces)
-            most = AHEAD_PIECES * len(kv.layout.layers)
-            if chunks >= most or taken + 2 * AHEAD_PIECES * kv.layout.piece_bytes < self.most_bytes:
+            nearly = self.taken_bytes + 2 * AHEAD_PIECES * kv.layout.piece_bytes
+            if chunks >= AHEAD_PIECES * len(kv.layout.layers) or nearly < self.most_bytes:
                 return
             kv.save(piece, group.layers)
             chunks += len(group.layers)
@@ -108,11 +114,27 @@ class KVTiers(Closing):
             cold, settled = _cold(kv), kv.settled_tokens
             queues[kv] = in_order(kv.groups, cold, settled)
             counts = zip(kv.groups, cold, strict=True)
-            left[kv] = sum((settled // PIECE_TOKENS - count) * len(group.layers) for group, count in counts)
+            left[kv] = sum(max(settled // PIECE_TOKENS - count, 0) * len(group.layers) for group, count in counts)
         while left and left[kv := max(left, key=lambda kv: left[kv])] > 0:
             piece, group = next(queues[kv])
             yield kv, piece, group
             left[kv] -= len(group.layers)
+
+    def _send_one(self, kv: "ProgramKV", lacking: str) -> None:
+        """Moves a piece to flash; SequenceError where none can be, for what `kv` is lacking."""
+        victim = next(self._next_to_go(), None)
+        try:
+            if victim is None:
+                raise FlashError("nothing is left that could go there")
+            self._tell(*victim)
+            victim[0].evict(victim[1], victim[2].layers)
+        except FlashError as error:
+            raise SequenceError(
+                f"{lacking}, and not on flash: {error}",
+                kv=kv,
+                kept_tokens=kv.length,
+                hint="raise --kv-ram, or run with a shorter context or a smaller KV type",
+            ) from error
 
     def _tell(self, kv: "ProgramKV", piece: int, group: LayerGroup) -> None:
         tell = log.debug if self._told else log.info
@@ -129,9 +151,24 @@ def lost(kv: "ProgramKV", piece: int, error: FlashError) -> SequenceError:
     )
 
 
-def staging_bytes(layout: "SequenceLayout", cold_pieces: int) -> int:
-    """Bytes of the memory that chunks on flash are read to."""
-    return staging_slots(len(layout.layers), cold_pieces) * max(kept.chunk_bytes for kept in layout.layers)
+def no_memory(kv: "ProgramKV", error: MemoryError) -> SequenceError:
+    """What lies on flash cannot be read, for want of memory."""
+    return SequenceError(
+        f"there is no memory for {error} of keys and values that lie on flash",
+        kv=kv,
+        kept_tokens=kv.length,
+        hint="run with a shorter context or a smaller KV type",
+    )
+
+
+def staging_bytes(layout: "SequenceLayout", whole: int, part: int = 0) -> int:
+    """Bytes of the memory that chunks on flash are read to: see `staging_slots`."""
+    return staging_slots(len(layout.layers), whole, part) * max(kept.chunk_bytes for kept in layout.layers)
+
+
+def index_bytes(layout: "SequenceLayout", pieces: int) -> int:
+    """Bytes of the abstracts of so many pieces."""
+    return 0 if layout.abstracts is None else layout.abstracts.num_bytes * pieces // layout.layers[0].pieces
 
 
 def _cold(kv: "ProgramKV") -> list[int]:

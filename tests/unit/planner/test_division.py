@@ -2,23 +2,28 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload.errors import DoesNotFitError, RequestError
+from offload.flash_probe import STREAMING_POINTS
 from planner.budget import MIB, Budget
 from planner.division import divisions
 from planner.drive import streaming_here
+from planner.folders import spill_folder
 from planner.kv_spill import all_kv_bytes, least_kv_ram_bytes, spilling_here
 from planner.model_shape import ModelShape
 from planner.plan import Plan
 from planner.prediction import Bottleneck
+from planner.profile import with_drive
+from planner.profile_spill import with_spill_rates
 from planner.question import Here, Question, Wish, ask
 from planner.solve import solve
 from planner.streamed import Streaming, hit_curve, least_slots, step_seconds, streamed_needs
-from planner.ways import PROGRAM, WAYS
+from planner.ways import PROGRAM, WAYS, fit_way
 from tests.support.planning import header, profile
 
 MODEL = header(layers=8, width=512, heads=8, kv_heads=8, ffn=1024, experts=32, used=4, context=1 << 17)
@@ -32,7 +37,8 @@ def budget_of(num_bytes: int) -> Budget:
 
 def question(ram_bytes: int, *, context: int = CONTEXT, **wishes: object) -> Question:
     wish = Wish(context, 2, loop=PROGRAM, **wishes)
-    return ask(MODEL, budget_of(ram_bytes), Here(profile()), wish)  # type: ignore[arg-type]
+    known = with_spill_rates(with_drive(profile(), Path("models"), points=STREAMING_POINTS), spill_folder())
+    return ask(MODEL, budget_of(ram_bytes), Here(known), wish)  # type: ignore[arg-type]
 
 
 def least_ram() -> int:
@@ -71,14 +77,14 @@ def test_a_division_keeps_to_the_budget(share: int, context: int, prompt: int | 
 
 def test_more_ram_makes_it_quicker() -> None:
     plans = []
-    for share in (0, 10, 30, 60, 90):
+    for share in (0, 30, 90):
         ram = least_ram() + share * (SHAPE.num_bytes + all_kv_bytes(SHAPE, CONTEXT)) // 100
         plans.append(solve(question(ram, prompt_tokens=8192)))
     speeds = [plan.predicted.decode_tokens_per_s for plan in plans]
     for slower, quicker in pairwise(speeds):
         assert slower < quicker * 1.1
     assert speeds[0] < speeds[-1] / 2
-    assert plans[0].settings.stream_slots < plans[2].settings.stream_slots
+    assert plans[0].settings.stream_slots > 0
     assert plans[-1].settings.stream_slots == 0
 
 
@@ -86,9 +92,11 @@ def test_the_division_is_the_quickest_of_those_compared() -> None:
     ram = least_ram() + (SHAPE.num_bytes + all_kv_bytes(SHAPE, CONTEXT)) // 4
     asked = question(ram, prompt_tokens=8192)
     best = solve(asked).predicted.decode_tokens_per_s
-    sizes = {fit.kv_ram_bytes for fit in divisions(SHAPE, asked.budget, WAYS[PROGRAM], CONTEXT)}
+    spilled = fit_way(SHAPE, asked.budget, WAYS[PROGRAM][-1], CONTEXT)
+    assert spilled is not None
+    sizes = {fit.kv_ram_bytes for fit in divisions(SHAPE, asked.budget, spilled)}
     assert len(sizes) >= 5
-    for size in sizes - {None}:
+    for size in sorted(size for size in sizes if size is not None)[::4]:
         fixed = replace(asked, wish=replace(asked.wish, kv_ram_bytes=size))
         assert solve(fixed).predicted.decode_tokens_per_s <= best * 1.2, "prompts count too"
 

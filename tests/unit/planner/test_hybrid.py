@@ -95,8 +95,9 @@ def test_the_largest_chunk_is_reserved_first() -> None:
     plan = planned(llama_8b(), "512MiB")
     shape = ModelShape.from_gguf(llama_8b())  # type: ignore[arg-type]
     chunk, context = plan.settings.prefill_chunk_tokens, plan.settings.context_tokens
-    split = split_of(shape, plan.placements, 0)
-    assert plan.needs.gpu.activations_bytes == gpu_activations_bytes(shape, chunk, context, split)
+    split, in_parts = split_of(shape, plan.placements, 0), plan.settings.gpu_kv_tokens is not None
+    wanted = gpu_activations_bytes(shape, chunk, context, split, in_parts=in_parts)
+    assert plan.needs.gpu.activations_bytes == wanted
     assert chunk < 512
     assert planned(llama_8b(), "8GiB").settings.prefill_chunk_tokens == 512
 

@@ -11,7 +11,7 @@ from offload.tiers import Device
 from planner.budget import GIB, Budget
 from planner.cost import record_run
 from planner.gpu_choice import EXAMPLE, chosen_gpu
-from planner.hybrid_hits import evened_slots, gpu_hit_curve, gpu_hits_key
+from planner.hybrid_hits import evened_slots, gpu_hit_curve, gpu_hits_key, slots_of_both
 from planner.hybrid_parts import launches, part_of, parts
 from planner.hybrid_rates import expert_rates, moved_share
 from planner.hybrid_split import Split, split_by_names
@@ -116,8 +116,19 @@ def test_hits_are_learned(tmp_path: Path) -> None:
     assert told.hit_rate(evened_slots(plan)) == pytest.approx(0.9)
 
 
-def _learned(plan: Plan, path: Path, *, hit_rate: float) -> object:
-    measured = Measurement(100.0, None, None, 1 << 20, hit_rate=hit_rate)
+def test_what_either_memory_held_is_learned_of_streamed_hybrids(tmp_path: Path) -> None:
+    plan = solve(QUESTION)
+    streamed = replace(plan, settings=replace(plan.settings, stream_slots=20))
+    assert slots_of_both(plan) == 0
+    learned = _learned(streamed, tmp_path / "profile.json", hit_rate=0.4, found_rate=0.7)
+    slots = slots_of_both(streamed)
+    assert slots == plan.settings.gpu_slots + 20
+    assert dict(learned.hits[plan.model.key]) == {slots: 0.7}  # type: ignore[attr-defined]
+    assert dict(learned.hits[gpu_hits_key(plan.model)]) == {evened_slots(plan): 0.4}  # type: ignore[attr-defined]
+
+
+def _learned(plan: Plan, path: Path, **rates: float) -> object:
+    measured = Measurement(100.0, None, None, 1 << 20, **rates)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("planner.cost.load_or_measure", lambda _path: profile())
         return record_run(plan, measured, path)

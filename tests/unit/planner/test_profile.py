@@ -21,24 +21,14 @@ from planner.folders import cache_folder
 from planner.host import available_threads, cpu_name
 from planner.prediction import Residual
 from planner.profile import Profile, load_or_measure, record_observation, save, with_dequantize_rates, with_gpu_rates
-from tests.support.planning import profile
-
-
-def of_this_machine() -> Profile:
-    return replace(
-        profile(threads=available_threads()),
-        cpu_name=cpu_name(),
-        software=profiles._software(),
-        physical_cores=available_threads(),
-        read=profile().read[:1],
-    )
+from tests.support.planning import profile, profile_here
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     """A stored profile of this machine, with figures no measurement would give."""
     path = tmp_path / "strata" / "profile.json"
-    save(of_this_machine(), path)
+    save(profile_here(), path)
     return path
 
 
@@ -48,7 +38,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
     calls: list[Profile] = []
 
     def measure() -> Profile:
-        calls.append(replace(of_this_machine(), op_overhead_s=7e-6))
+        calls.append(replace(profile_here(), op_overhead_s=7e-6))
         return calls[-1]
 
     monkeypatch.setattr(profiles, "measure_apart", measure)
@@ -56,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Profile]:
 
 
 def test_a_stored_profile_is_used(stored: Path, measured: list[Profile]) -> None:
-    assert load_or_measure(stored) == of_this_machine()
+    assert load_or_measure(stored) == profile_here()
     assert not measured
 
 
@@ -135,11 +125,11 @@ def test_measuring_gives_sane_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measuring_apart_takes_no_memory_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = document.dumps(of_this_machine())
+    answer = document.dumps(profile_here())
     monkeypatch.setattr(
         profiles.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, answer, "")
     )
-    assert profiles.measure_apart() == of_this_machine()
+    assert profiles.measure_apart() == profile_here()
 
 
 def test_measuring_apart_falls_back_and_says_so(
@@ -249,7 +239,7 @@ def test_sample_bytes_are_ordinary_numbers_in_float_formats() -> None:
 
 def test_learned_hit_rates_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    learned = profiles.record_hits(of_this_machine(), "a model", 272, 0.27, path)
+    learned = profiles.record_hits(profile_here(), "a model", 272, 0.27, path)
     learned = profiles.record_hits(learned, "a model", 300, 0.31, path)
     assert load_or_measure(path) == learned
     assert learned.hits["a model"] == ((272, 0.27), (300, 0.31))
@@ -257,6 +247,6 @@ def test_learned_hit_rates_are_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", ["[1]", "[1, 0.5, 2]", "[0.5, 1]"])
 def test_hit_rates_of_another_shape_are_refused(point: str, tmp_path: Path) -> None:
-    text = document.dumps(of_this_machine()).replace('"hits": {}', f'"hits": {{"a model": [{point}]}}')
+    text = document.dumps(profile_here()).replace('"hits": {}', f'"hits": {{"a model": [{point}]}}')
     with pytest.raises(ValueError, match=r"hits\.a model\[0\]"):
         document.loads(profiles.Profile, text)

@@ -58,6 +58,16 @@ def test_run_reads_a_file_or_stdin(run, tmp_path):
     assert from_file == run("run", *FAST, "-p", "Once upon a time", "-n", "4", "-q").stdout
 
 
+def test_run_reads_a_pipe_where_no_prompt_is_named(run):
+    piped = run("run", "-m", "demo", "-n", "4", "--temp", "0", "-q", stdin="Once upon a time")
+    assert piped.code == 0
+    assert piped.stdout == run("run", "-m", "demo", "-p", "Once upon a time", "-n", "4", "--temp", "0", "-q").stdout
+
+
+def test_the_version_is_told(run):
+    assert run("--version").stdout.startswith("strata ")
+
+
 def test_run_uses_a_template_file_unless_raw(run, tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
@@ -82,7 +92,12 @@ def test_the_budget_refuses_before_loading(run):
     [
         (("run", "-m", "nowhere.gguf", "-p", "x"), "there is no file nowhere.gguf"),
         (("run", "-m", "demo"), "either -p TEXT or -f FILE"),
+        (("run", "-m", "demo", "-p", "x", "-f", "x.txt"), "either -p TEXT or -f FILE"),
         (("run", "-m", "demo", "-p", "x", "--temp", "-1"), "temperature"),
+        (("run", "-m", "demo", "-p", "x", "--prefix-cache", "much"), "'much' is not a size"),
+        (("run", "-m", "demo", "-p", "x", "--record-routing", "no/folder.npz"), "there is no folder no"),
+        (("batch", "-m", "nowhere.gguf", "no.jsonl", "-o", "x.jsonl"), "there is no batch no.jsonl"),
+        (("inspect",), "no model is named"),
         (("run", "-m", "demo", "-p", "x", "--budget", "ram=lots"), "'lots' is not a size"),
         (("run", "-m", "demo", "-p", ""), "empty"),
         (("run", "-m", "demo", "-f", "nowhere.txt"), "nowhere.txt"),

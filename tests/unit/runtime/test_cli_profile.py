@@ -25,7 +25,7 @@ RATES = tuple(KernelPoint(threads, columns, 1e9, 2e9) for threads in (1, 2) for 
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own, and a machine that is measured in no time."""
-    measured = replace(profiles.load_or_measure(), drives={})
+    measured = replace(profiles.load_or_measure(), drives={}, kernels={}, tuning=None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(profiles, "measure_apart", lambda: measured)
     monkeypatch.setattr(command, "measure_apart", lambda: measured)

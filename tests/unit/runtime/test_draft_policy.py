@@ -29,10 +29,11 @@ def simulate(
         if offer.idle_tokens:
             idle = min(offer.idle_tokens, tokens - done)
             policy.idled(idle, account)
-            for _ in range(min(idle, NEAR)):
-                policy.passed_plainly(speed(done) * PLAIN_S)
-            seconds += idle * speed(done) * PLAIN_S
-            done += idle
+            for token in range(idle):
+                if not token or token >= idle - NEAR:
+                    policy.passed_plainly(speed(done) * PLAIN_S)
+                seconds += speed(done) * PLAIN_S
+                done += 1
             continue
         most = offer.most if free else min(offer.most, offer.most_computed)
         goes_on, drafted = policy.goes_on(offer), 0

@@ -41,6 +41,7 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> Model:
         (HybridPlacement(frozenset({2})), "attention"),
         (HybridPlacement(feed_forward=frozenset({-1})), "feed_forward"),
         (HybridPlacement(frozenset({0}), ram_kv=frozenset({1})), "ram_kv"),
+        (HybridPlacement(frozenset({0}), kv_tokens=0), "kv_tokens is 0"),
         (HybridPlacement(resident=frozenset({0})), "resident"),
         (HybridPlacement(feed_forward=frozenset({0}), resident=frozenset({0}), expert_slots=5), "5 slots"),
         (HybridPlacement(feed_forward=frozenset({0}), expert_slots=5, seeds=((1, 0),)), "expert 0 of layer 1"),

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.speculative.pass_times import LEAST_PLAIN, PassTimes, RecentMedian
+from runtime.speculative.pass_times import PassTimes, RecentMedian
 
 
 def expected(tokens):
     return 1.0 + 0.1 * (tokens - 1)
 
 
-def in_turn(times, tokens, ratio, *, speed=lambda _turn: 1.0, turns=LEAST_PLAIN):
+def in_turn(times, tokens, ratio, *, speed=lambda _turn: 1.0, turns=3):
     for turn in range(turns):
         times.add(1, speed(2 * turn))
         if turn < turns - 1:
@@ -24,7 +24,6 @@ def test_before_a_comparison_passes_are_as_expected_at_the_speed_of_the_moment()
     assert times.seconds(5) == pytest.approx(1.4)
     times.add(1, 2.0)
     assert times.seconds(5) == pytest.approx(2.8)
-    assert not times.is_compared
 
 
 def test_passes_between_those_that_were_compared_are_corrected_by_both():
@@ -66,9 +65,8 @@ def test_ratios_hold_at_every_speed_of_the_machine(speeds, ratio, seed):
 def test_of_several_lanes_a_plain_pass_has_a_token_of_each():
     times = PassTimes(expected, 3)
     assert times.plain_s == pytest.approx(expected(3))
-    for _ in range(LEAST_PLAIN):
+    for _ in range(3):
         times.add(3, 1.0)
-    assert times.is_compared
     assert times.seconds(6) == pytest.approx(expected(6) / expected(3))
 
 

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from cpu_kernels.kv_policy import KVPolicy
 from offload import gguf_source
 from offload.errors import PlanError, RequestError, SequenceError
 from offload.gguf import GGUFFile
-from planner.kv_spill import all_kv_bytes, cold_bytes, kv_ram_bytes, least_kv_ram_bytes, pieces_in_ram
+from planner.kv_spill import Spread, all_kv_bytes, cold_bytes, kv_ram_bytes, least_kv_ram_bytes, spread_in
 from planner.model_shape import ModelShape
 from planner.plan import Plan
 from planner.plan_check import check_runnable
 from runtime.engine import Engine
 from runtime.executor.program import ProgramExecutor
 from runtime.generation import Request
+from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
+from tests.support.command import strata
 from tests.support.failing_reads import FailingReads
 from tests.support.models import FAMILIES, prompt, write_model
 
@@ -108,9 +111,34 @@ def test_sizes(path: Path) -> None:
     with GGUFFile.open(path) as file:
         shape = ModelShape.from_gguf(file)
     every = all_kv_bytes(shape, CONTEXT)
-    assert pieces_in_ram(shape, CONTEXT, every) == 8
+    assert spread_in(shape, CONTEXT, every) == Spread(8, 8, 8)
     assert cold_bytes(shape, CONTEXT, every) == 0
     for pieces in range(1, 8):
         size = kv_ram_bytes(shape, CONTEXT, pieces)
-        assert pieces_in_ram(shape, CONTEXT, size) == pieces
+        assert spread_in(shape, CONTEXT, size) == Spread(8, pieces, pieces)
         assert cold_bytes(shape, CONTEXT, size) == (8 - pieces) * every // 8
+
+
+def test_the_command_keeps_to_the_ram_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Once upon a time there was a cat. " * 330, "utf-8")
+    options = ["run", "-m", "demo", "-f", str(prompt), "--raw", "--temp", "0", "-n", "4", "-t", "2", "-c", "4096"]
+    with GGUFFile.open(DEMO_MODEL) as file:
+        shape = ModelShape.from_gguf(file)
+    budgeted = shape.with_kv(KVPolicy(budget_tokens=4096))
+    most = max(least_kv_ram_bytes(each, 4096) for each in (shape, budgeted))
+    plain = strata(capsys, monkeypatch, *options, "-q", "-ctk", "f16", "-ctv", "f16")
+    assert plain.code == 0
+    for more in ([], ["--kv-budget", "4096"]):  # a budget for all changes no bit
+        spilled = strata(capsys, monkeypatch, *options, "--kv-ram", str(most), *more)
+        assert spilled.code == 0
+        assert spilled.stdout == plain.stdout
+        assert "on flash" in " ".join(spilled.stderr.split())
+    chosen = strata(capsys, monkeypatch, *options, "--kv-ram", str(most), "--kv-budget", "256")
+    assert chosen.code == 0
+    assert "answers can differ" in " ".join(chosen.stderr.split())
+    refused = strata(capsys, monkeypatch, *options, "--kv-ram", "1MiB")
+    assert refused.code == 1
+    assert "is too little for 4096 tokens" in " ".join(refused.stderr.split())

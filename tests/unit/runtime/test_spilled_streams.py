@@ -1,5 +1,6 @@
 """Experts from flash and keys and values on flash at once: logits are those of a model that is all in RAM."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,22 @@ from numpy.typing import NDArray
 from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.kv_types import KVType
 from offload.flash import ReadMode
+from offload.gguf import GGUFFile
 from offload.kv_chunks import ChunkStore
 from offload.kv_spill import SpillFile
 from offload.prefetch_gate import PrefetchMode
+from planner.kv_spill import least_kv_ram_bytes
+from planner.model_shape import ModelShape
+from planner.plan import Plan
+from planner.plan_check import check_runnable
+from planner.solve import plan_here
+from planner.streamed import least_slots, streamed_needs
+from planner.ways import PROGRAM, WAYS, fit_way, placements
+from runtime.engine import Engine
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program.kv_tiers import KVTiers
+from runtime.sampler import SamplingParams
 from tests.support import models, programs
 from tests.support.spilled import plain_logits, run, spilling, taken_bytes
 
@@ -92,3 +103,32 @@ def test_sequences_move_to_flash_as_they_grow(path: Path) -> None:
         steps = executor.forward([Step([IDS[TOKENS]], kv) for kv in caches])
         assert all(np.array_equal(row, expected[1]) for row in steps)
         assert executor.kv_tiers.cold_pieces >= 2
+
+
+def test_a_plan_with_both_gives_the_same_answer(path: Path) -> None:
+    with GGUFFile.open(path) as file:
+        plan = plan_here(file, context_tokens=4096, threads=1, gpu="off")
+        shape = ModelShape.from_gguf(file)
+        slots, least = least_slots(shape, 64), least_kv_ram_bytes(shape, 4096)
+        fit = fit_way(shape, plan.budget, WAYS[PROGRAM][-1], 4096, least)
+        assert fit is not None
+        held = {"context_tokens": 4096, "chunk_tokens": 64, "slots": slots, "kv_ram_bytes": least}
+        both = replace(
+            plan,
+            settings=replace(plan.settings, prefill_chunk_tokens=64, stream_slots=slots, kv_ram_bytes=least),
+            needs=streamed_needs(shape, plan.budget, **held),
+            placements=placements(shape, replace(fit, stream_slots=slots)),
+        )
+        assert check_runnable(Plan.from_json(both.to_json()), file) == both
+    answers = []
+    for chosen in (plan, both):
+        with Engine(path, plan=chosen) as engine:
+            ids, greedy = models.prompt(length=2600), SamplingParams(temperature=0)
+            answers.append([piece.token_id for piece in engine.generate(ids, sampling=greedy, max_tokens=6)])
+            executor = engine.executor
+    assert answers[0] == answers[1]
+    assert isinstance(executor, ProgramExecutor)
+    assert executor.kv_tiers.store.spill is not None
+    assert executor.kv_tiers.store.spill.read_bytes > 0
+    assert executor.cache_counts is not None
+    assert executor.cache_counts.bytes_read > 0
