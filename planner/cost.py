@@ -46,6 +46,7 @@ SCORE_BYTES = 300  # one attention score in prefill, masked and through softmax:
 SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 PACKED_LAYER_ROWS = 16
 PACKED_FIRST_STEP_S = 2e-3  # the demo's first token of a new sequence takes 2.4 ms, 0.1 ms of it in operations
+LEAST_DECODED_TOKENS = 16  # that decoding is learned from
 LEAST_PROMPT_TOKENS = 32  # that prefill is learned from: below, it is the first step's warming up that is measured
 # The first step of a process over the same step again: 6.5 ms instead of 2.5 ms for a prompt of 4 tokens.
 FIRST_STEP_S = 4e-3
@@ -79,11 +80,8 @@ def decode_seconds(
     units = [unit for unit in shape.units if unit.kind is not UnitKind.EMBEDDING]
     products = FLOAT32_BYTES * sum(unit.active_weights for unit in units) / rates.matvec_bytes_per_s
     kv = KV_READS * shape.kv_bytes_per_token * kv_tokens / rates.read_bytes_per_s
-    seconds = {
-        rates.bandwidth: products + kv,
-        Bottleneck.OVERHEAD: rates.op_s
-        * sum(_operations(shape, unit, settings.weights_form, 1) for unit in shape.units),
-    }
+    operations = sum(_operations(shape, unit, settings.weights_form, 1) for unit in shape.units)
+    seconds = {rates.bandwidth: products + kv, Bottleneck.OVERHEAD: rates.op_s * operations}
     if settings.weights_form is WeightsForm.QUANTISED:
         seconds[Bottleneck.DEQUANTISATION] = sum(_dequantize_seconds(profile, shape, unit, 1) for unit in shape.units)
     return seconds
@@ -214,7 +212,8 @@ def predict(
 def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> Profile:
     """Correct the stored profile by what a run by `plan` measured: for this model, and for this way of running any.
 
-    Reading the prompt is learned from only where it has 32 tokens or more and the plan was predicted for its length.
+    Reading the prompt is learned from only where it has 32 tokens or more and the plan was predicted for its length,
+    decoding only from 16 tokens on: of fewer it is the machine's waking up that is measured.
     """
     profile, predicted = load_or_measure(path), plan.predicted
     slots, key = plan.settings.stream_slots, plan.model.key
@@ -227,7 +226,8 @@ def record_run(plan: Plan, measured: Measurement, path: Path | None = None) -> P
         profile = record_hits(profile, key, slots, measured.hit_rate, path)
         if is_first:  # what else was off is told by the next run, whose hits are foreseen
             return profile
-    if measured.decode_tokens_per_s:
+    is_enough = measured.decoded_tokens is None or measured.decoded_tokens >= LEAST_DECODED_TOKENS
+    if measured.decode_tokens_per_s and is_enough:
         profile = record_observation(
             profile,
             correction_keys("decode", plan.model, plan.settings, predicted.bottleneck),

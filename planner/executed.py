@@ -68,7 +68,7 @@ def plan_executed(question: Question, here: Here) -> Plan:
     """The best of what this version executes; DoesNotFitError with the nearest that would fit."""
     here = _with_rates(question, here)
     question = replace(question, place=here)
-    fits = _fits(question, here)
+    fits: Sequence[Fit] = _fits(question, here)
     if not fits:
         raise refused(question)
     here, fits = _divided(question, here, fits)

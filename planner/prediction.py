@@ -59,6 +59,7 @@ class Measurement:
     ttft_s: float | None
     peak_ram_bytes: int
     prompt_tokens: int | None = None  # that were computed, not taken from a cache
+    decoded_tokens: int | None = None  # that `decode_tokens_per_s` is of; None: enough
     peak_gpu_bytes: int | None = None
     hit_rate: float | None = None
     found_rate: float | None = None  # of experts, in the GPU's memory or in RAM; None where RAM has all, or no GPU some

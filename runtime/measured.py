@@ -56,6 +56,7 @@ def measurement(
         peak_ram_bytes=peak_ram_bytes(),
         peak_gpu_bytes=gpu_bytes,
         prompt_tokens=timing.prompt_tokens,
+        decoded_tokens=max(timing.generated_tokens - 1, 0),
         hit_rate=decoding.hit_rate,
         found_rate=decoding.found_rate,
     )

@@ -37,8 +37,9 @@ def run(options: argparse.Namespace, limit_mib: int) -> tuple[str, str, float]:
         def enter() -> None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-        limits = {"preexec_fn": enter, "timeout": 600}
-        done = subprocess.run(command, input=prompt, capture_output=True, text=True, check=False, **limits)
+        done = subprocess.run(
+            command, input=prompt, capture_output=True, text=True, check=False, preexec_fn=enter, timeout=600
+        )
         peak = int((group / "memory.max_usage_in_bytes").read_text()) / 2**20
     if peak > limit_mib:
         return "passed its limit", "", peak

@@ -1,12 +1,13 @@
 """What a target's pass over n tokens takes, by how much longer it is than the plain passes made before and after it.
 
 A machine's speed changes by a third within minutes, and single passes are disturbed; so passes with drafts are compared
-with plain ones beside them alone, where both of these took about as long, and their ratio is the median of the last
-comparisons. The speed of the moment is the median of the last passes, each brought to a plain one's time by its ratio.
-Reads no clock. Invariant: a speed that changes between comparisons changes no ratio.
+with the quicker of the two plain ones beside them alone, and their ratio is the median of the last comparisons. The
+speed of the moment is the median of the last plain passes and of others, brought to a plain one's time by a ratio that
+was measured. Reads no clock. Invariants: a speed that changes between comparisons changes no ratio; more tokens never
+take less time.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ from statistics import median
 
 KEPT = 5  # values of which the median counts
 NEAR = 5  # passes between two plain ones, at most, for a comparison
-ALIKE = 1.25  # times as long as the other: what two plain passes may take for the machine's speed to be the same
 
 
 @dataclass(slots=True)
@@ -27,11 +27,6 @@ class RecentMedian:
     def add(self, value: float) -> None:
         """Count a measurement."""
         self._last.append(value)
-
-    @property
-    def measurements(self) -> int:
-        """How many count."""
-        return len(self._last)
 
     @property
     def value(self) -> float:
@@ -47,6 +42,7 @@ class PassTimes:
         self._plain = plain
         self._pace = RecentMedian(expected(plain))
         self._ratios: dict[int, RecentMedian] = {}
+        self._sizes = [plain]  # that a ratio is known for
         self._last_plain_s = 0.0
         self._since_plain: list[tuple[int, float]] = []
 
@@ -57,13 +53,13 @@ class PassTimes:
 
     def add(self, tokens: int, seconds: float) -> None:
         """Count a pass."""
-        self._pace.add(seconds / self._ratio(tokens))
+        if tokens in self._sizes:
+            self._pace.add(seconds / self._ratio(tokens))
         if tokens != self._plain:
             self._since_plain.append((tokens, seconds))
             return
-        less, more = sorted((self._last_plain_s, seconds))
-        if len(self._since_plain) <= NEAR and more <= ALIKE * less:
-            self._compare((less + more) / 2)
+        if self._last_plain_s and len(self._since_plain) <= NEAR:
+            self._compare(min(self._last_plain_s, seconds))
         self._since_plain.clear()
         self._last_plain_s = seconds
 
@@ -73,23 +69,29 @@ class PassTimes:
 
     def _ratio(self, tokens: int) -> float:
         """To a plain pass: as expected, times what comparisons of about as many tokens ask for."""
-        if tokens in self._ratios:
-            return self._ratios[tokens].value
-        expected = self.expected(tokens) / self.expected(self._plain)
-        sizes = sorted({self._plain, *self._ratios})
+        sizes = self._sizes
         place = bisect_left(sizes, tokens)
         below, above = sizes[max(place - 1, 0)], sizes[min(place, len(sizes) - 1)]
+        if above == tokens:
+            return self._measured(tokens)
         share = (tokens - below) / (above - below) if above > below else 0.0
-        return expected * ((1 - share) * self._correction(below) + share * self._correction(above))
+        correction = (1 - share) * self._correction(below) + share * self._correction(above)
+        found = max(self.expected(tokens) / self.expected(self._plain) * correction, self._measured(below))
+        return min(found, self._measured(above)) if above > tokens else found
+
+    def _measured(self, tokens: int) -> float:
+        """The ratio of passes over so many tokens, which are plain or were compared."""
+        return 1.0 if tokens == self._plain else max(self._ratios[tokens].value, 1.0)
 
     def _correction(self, tokens: int) -> float:
-        """The ratio of passes over so many tokens, which are plain or were compared, to the expected one."""
-        if tokens == self._plain:
-            return 1.0
-        return self._ratios[tokens].value * self.expected(self._plain) / self.expected(tokens)
+        """What is measured of them, to what was expected."""
+        return self._measured(tokens) * self.expected(self._plain) / self.expected(tokens)
 
     def _compare(self, plain_s: float) -> None:
-        """Hold the passes since the last plain one against it and the one that was just made."""
+        """Hold the passes since the last plain one against the quicker, `plain_s`, of it and the one just made."""
         for size in {tokens for tokens, _ in self._since_plain}:
             seconds = median(each for tokens, each in self._since_plain if tokens == size)
-            self._ratios.setdefault(size, RecentMedian(0.0)).add(seconds / plain_s)
+            if size not in self._ratios:
+                self._ratios[size] = RecentMedian(self._ratio(size))
+                insort(self._sizes, size)
+            self._ratios[size].add(seconds / plain_s)

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from offload.gguf import GGUFFile
+from runtime.engine import Engine
+from runtime.executor.hybrid.executor import HybridExecutor
 from runtime.models import DEMO_DRAFT, DEMO_MODEL
-from scripts.check_drafts import OWN_PROMPTS, Target, check_target, every_prompt
+from runtime.sampler import SamplingParams
+from runtime.speculative.options import NGRAM, OFF, DraftOptions
+from scripts.check_drafts import OWN_PROMPTS, Target, check_target, every_prompt, plan_of
 
 PLACES = ("ram", "streamed", "gpu", "hybrid", "shared")
 
@@ -39,3 +44,17 @@ def test_texts_are_those_of_plain_decoding(shared_data: Path, target: str, draft
     assert {name: (one.different, one.failure) for name, one in found.items()} == dict.fromkeys(found, (0, None))
     if target == draft:
         assert found["model"].accepted >= found["model"].passes
+
+
+@pytest.mark.parametrize("source", [OFF, NGRAM])
+def test_experts_that_two_devices_share_stay_on_theirs_where_there_may_be_drafts(source: str) -> None:
+    """They round differently: which of them computes an expert must not depend on what ran before."""
+    with GGUFFile.open(DEMO_MODEL) as gguf:
+        plan = plan_of(gguf, "shared")
+    with Engine(DEMO_MODEL, plan, draft=DraftOptions(source)) as engine:
+        list(engine.generate(OWN_PROMPTS[0], max_tokens=24, sampling=SamplingParams(temperature=0)))
+        assert isinstance(engine.executor, HybridExecutor)
+        counts = engine.executor.gpu_expert_counts
+    assert counts is not None
+    assert counts.misses > 0
+    assert (counts.read_ahead == 0) == (source == NGRAM)

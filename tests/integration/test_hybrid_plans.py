@@ -78,7 +78,7 @@ def test_experts_are_found_on_the_gpu_or_computed_beside_it(slots: int, expected
     plan = all_on_gpu(hybrid(64), slots)
     with Engine(DEMO_MODEL, plan) as engine:
         assert answer(engine) == expected
-        counts, measured = engine.expert_counts, engine.learn()
+        counts, measured = engine.expert_counts.gpu, engine.learn()
     assert counts is not None
     assert (counts.lookups > 0) == (slots > 0)
     assert (counts.misses > 0) == (0 < slots < 64)
@@ -107,10 +107,7 @@ def test_the_command_says_what_is_simulated(
     assert "simulated" in row["gpu_info"]
 
 
-@pytest.mark.parametrize(("slots", "warns"), [(20, True), (64, False)])
-def test_drafts_tell_where_devices_share_experts(
-    slots: int, warns: bool, expected: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("slots", [20, 64])
+def test_drafts_keep_the_answer_where_devices_share_experts(slots: int, expected: list[int]) -> None:
     with Engine(DEMO_MODEL, all_on_gpu(hybrid(64), slots), draft=DraftOptions("ngram", forced=True)) as engine:
         assert answer(engine) == expected
-    assert ("drafts may change the answer" in caplog.text) == warns

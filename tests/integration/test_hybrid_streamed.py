@@ -151,7 +151,7 @@ def test_the_engine_runs_such_a_plan() -> None:
             pieces = engine.generate("Once upon a time", max_tokens=24, sampling=params)
             answers.append([piece.token_id for piece in pieces])
             if "plan" in options:
-                found, on_gpu = engine.cache_counts, engine.expert_counts
+                found, on_gpu = engine.cache_counts, engine.expert_counts.gpu
                 measured = engine.learn()
     assert answers[0] == answers[1]
     assert found is not None

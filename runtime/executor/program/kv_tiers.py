@@ -80,7 +80,7 @@ class KVTiers(Closing):
 
     def give_way(self, kv: "ProgramKV", error: MemoryError) -> None:
         """The system has no memory for what `kv` needs next: a piece goes to flash; SequenceError where none can."""
-        log.warning("KV: there is no memory for %s", error)
+        log.warning("KV: there is no memory for %s", str(error))  # not the error, whose frames hold `kv`
         self._send_one(kv, f"there is no memory for {error} of keys and values")
 
     def write_ahead(self) -> None:

@@ -117,5 +117,6 @@ def test_nothing_is_learned_from_what_was_not_measured_or_not_predicted(
     for measured in (
         Measurement(None, None, None, 1),
         Measurement(None, 5.0, 1.0, 1, plan.predicted.prompt_tokens + 1),
+        Measurement(3.0, None, None, 1, decoded_tokens=cost.LEAST_DECODED_TOKENS - 1),
     ):
         assert cost.record_run(plan, measured, tmp_path / "profile.json") == profile()

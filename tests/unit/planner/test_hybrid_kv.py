@@ -50,7 +50,7 @@ def test_layers_stay_on_the_gpu_with_a_part_of_their_cache(plan: Plan) -> None:
     assert any(f"newest {kept} of {CONTEXT} tokens" in note for note in plan.notes)
 
 
-def test_that_is_quicker_than_what_holds_all(plan: Plan) -> None:
+def test_only_where_the_gpu_cannot_hold_all(plan: Plan) -> None:
     asked = question("2GiB")
     whole = fit_hybrid(asked, machine_of(asked), plan.settings.device, threads=4, context_tokens=CONTEXT)
     assert whole is not None

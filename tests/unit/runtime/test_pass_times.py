@@ -34,6 +34,23 @@ def test_passes_between_those_that_were_compared_are_corrected_by_both():
     assert times.seconds(9) == pytest.approx(1.8 * 1.5)
 
 
+def test_more_tokens_never_take_less_time():
+    times = PassTimes(expected)
+    in_turn(times, 5, 0.8)
+    assert [times.seconds(tokens) for tokens in (2, 3, 5)] == [1.0, 1.0, 1.0]
+    in_turn(times, 9, 3.0)
+    assert 1.0 <= times.seconds(6) <= times.seconds(8) <= 3.0
+
+
+def test_a_pass_whose_ratio_is_not_known_does_not_tell_the_speed():
+    times = PassTimes(expected)
+    for seconds in (1.0, 1.1, 1.2):
+        times.add(1, seconds)
+    for _ in range(9):
+        times.add(20, 50.0)
+    assert times.plain_s == 1.1
+
+
 def test_a_pass_that_no_plain_one_is_near_to_changes_no_ratio():
     times = PassTimes(expected)
     in_turn(times, 5, 1.4)
@@ -46,17 +63,17 @@ def test_a_pass_that_no_plain_one_is_near_to_changes_no_ratio():
 @settings(max_examples=40, deadline=None)
 @given(
     speeds=st.lists(st.floats(0.3, 3.0), min_size=2, max_size=6),
-    ratio=st.floats(0.9, 3.0),
+    ratio=st.floats(1.0, 3.0),
     seed=st.integers(0, 99),
 )
 def test_ratios_hold_at_every_speed_of_the_machine(speeds, ratio, seed):
-    """Passes are disturbed by 2%, and one in ten takes twice as long."""
+    """Passes are disturbed by 2%, and one in seven takes twice as long."""
     rng = np.random.default_rng(seed)
     times = PassTimes(expected)
     for speed in speeds:
 
-        def disturbed(_turn, speed=speed):
-            return speed * rng.uniform(1.0, 1.02) * (2.0 if rng.random() < 0.1 else 1.0)
+        def disturbed(turn, speed=speed):
+            return speed * rng.uniform(1.0, 1.02) * (2.0 if turn % 7 == 3 else 1.0)
 
         in_turn(times, 4, ratio, speed=disturbed, turns=8)
     assert times.seconds(4) / times.plain_s == pytest.approx(ratio, rel=0.06)

@@ -140,5 +140,5 @@ def test_the_command_keeps_to_the_ram_that_it_is_given(
     assert chosen.code == 0
     assert "answers can differ" in " ".join(chosen.stderr.split())
     refused = strata(capsys, monkeypatch, *options, "--kv-ram", "1MiB")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "is too little for 4096 tokens" in " ".join(refused.stderr.split())

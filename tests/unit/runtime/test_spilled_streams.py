@@ -123,7 +123,7 @@ def test_a_plan_with_both_gives_the_same_answer(path: Path) -> None:
     answers = []
     for chosen in (plan, both):
         with Engine(path, plan=chosen) as engine:
-            ids, greedy = models.prompt(length=2600), SamplingParams(temperature=0)
+            ids, greedy = models.prompt(length=3800), SamplingParams(temperature=0)
             answers.append([piece.token_id for piece in engine.generate(ids, sampling=greedy, max_tokens=6)])
             executor = engine.executor
     assert answers[0] == answers[1]
