@@ -4,7 +4,7 @@ Everything in RAM, packed for the CPU's kernels, or that but for experts or laye
 from flash; with a GPU, parts of it there. Knows nothing about machines that are described.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cpu_kernels.quant_types import quant_type
@@ -26,7 +26,7 @@ from planner.hybrid_split import split_of
 from planner.hybrid_step import HybridRun
 from planner.kernel_choice import chosen_kernels
 from planner.kv import keeps, kv_notes
-from planner.kv_spill import least_kv_ram_bytes, spill_note, spilling_here
+from planner.kv_spill import least_kv_ram_bytes, spill_notes, spilling_here
 from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES
 from planner.model_shape import ModelShape
 from planner.notes import context_notes, way_notes
@@ -75,7 +75,7 @@ def plan_executed(question: Question, here: Here) -> Plan:
     candidates = [_candidate(question, here, fit) for fit in fits]
     best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
     gpu = here.gpu if best.fit.way.device is Device.GPU else None
-    name = here.profile.cpu_name
+    name, spilling = here.profile.cpu_name, spilling_here(here.profile, best.settings)
     return Plan(
         version=FORMAT_VERSION,
         model=question.model,
@@ -89,17 +89,10 @@ def plan_executed(question: Question, here: Here) -> Plan:
         notes=(
             *context_notes(question, best.fit.context_tokens),
             *kv_notes(question.wish.kv, question.shape.block_count, has_gpu=here.gpu is not None),
-            *_spill_notes(question, best.fit),
+            *(() if spilling is None else spill_notes(question.shape, best.fit.context_tokens, spilling)),
             *way_notes(question, here, best.fit, others=[fit.way for fit in fits], threads=best.settings.threads),
         ),
     )
-
-
-def _spill_notes(question: Question, fit: Fit) -> Iterator[str]:
-    """How keys and values are spread, and which smaller types would fit in RAM."""
-    if fit.kv_ram_bytes is None:
-        return
-    yield spill_note(question.shape, fit.context_tokens, fit.kv_ram_bytes)
 
 
 def predicted(

@@ -5,8 +5,8 @@ long as there is room. The index that is chosen by, and the memory that the othe
 take. Knows nothing about how plans are found. Times are seconds, sizes bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from cpu_kernels.kv_layout import CHUNK_PAGE_BYTES, PIECE_TOKENS, pieces_of
 from offload.kv_chunks import staging_slots
@@ -147,12 +147,21 @@ def _cold(shape: ModelShape, depth: int, ram_bytes: int, tokens: int) -> tuple[i
     return whole, part * shape.kv.read_tokens(shape.block_count - 1, depth) // max(depth, 1)
 
 
-def spill_note(shape: ModelShape, context_tokens: int, ram_bytes: int) -> str:
-    """How the chunks of a full context are spread, in words."""
-    spread, sizes = spread_in(shape, context_tokens, ram_bytes), _Sizes.of(shape)
+def spill_notes(shape: ModelShape, context_tokens: int, spilling: Spilling) -> Iterator[str]:
+    """How the chunks of a full context are spread, in words; and whether reading less of them takes longer here."""
+    spread, sizes = spread_in(shape, context_tokens, spilling.ram_bytes), _Sizes.of(shape)
     kept = (sizes.layers - sizes.chosen) * spread.whole + sizes.chosen * spread.part + spread.more
-    size = format_size(cold_bytes(shape, context_tokens, ram_bytes, tokens=context_tokens))
-    return (
+    size = format_size(cold_bytes(shape, context_tokens, spilling.ram_bytes, tokens=context_tokens))
+    yield (
         f"KV: {kept} of {sizes.layers * spread.every} chunks of {PIECE_TOKENS} tokens in {Tier.RAM.value.upper()}, "
         f"the rest ({size}) on flash in {spill_folder()}"
     )
+    if shape.kv.budget_tokens is None:
+        return
+    whole = shape.with_kv(replace(shape.kv, budget_tokens=None))
+    chosen_s, whole_s = (reading_seconds(read, spilling, context_tokens) for read in (shape, whole))
+    if chosen_s > whole_s:
+        yield (
+            f"what --kv-budget chooses lies scattered on flash: reading it takes {chosen_s * 1e3:.0f} ms a token in a "
+            f"full context, reading all {whole_s * 1e3:.0f} ms"
+        )

@@ -11,6 +11,7 @@ from planner.kv_spill import (
     kv_ram_bytes,
     least_kv_ram_bytes,
     reading_seconds,
+    spill_notes,
     spilled_seconds,
     spread_in,
 )
@@ -95,3 +96,12 @@ def test_attention_is_as_fast_as_it_was_measured() -> None:
     macs = 32 * tokens * (DEPTH + tokens / 2) * 128
     assert cpu_attention_seconds(measured, 4, PLAIN, 0, tokens, DEPTH) == pytest.approx(macs / 50e9, rel=0.01)
     assert cpu_attention_seconds(measured, 1, PLAIN, 0, 1, DEPTH) == cpu_attention_seconds(cpu, 1, PLAIN, 0, 1, DEPTH)
+
+
+def test_a_budget_that_takes_longer_than_reading_all_is_told() -> None:
+    def notes(shape: ModelShape, parts_bytes_per_s: float) -> list[str]:
+        rates = replace(RATES, parts_bytes_per_s=parts_bytes_per_s)
+        return list(spill_notes(shape, DEPTH, Spilling(rates, half(PLAIN))))
+
+    assert len(notes(PLAIN, 1e8)) == len(notes(CHOSEN, 2e9)) == 1
+    assert "reading all" in notes(CHOSEN, 1e8)[1]
