@@ -9,7 +9,6 @@ Invariant: a profile in use describes the machine it is used on, with the softwa
 
 import logging
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from gpu_kernels.bandwidth import GpuRates, measure_rates
 from gpu_kernels.capabilities import GpuCapabilities
 from offload.flash_probe import ALL_POINTS, DriveFigures, Points, filesystem_key, probe
 from planner import document, profile_kernels
+from planner.apart import FAILURES, measured_apart
 from planner.folders import cache_folder
 from planner.host import available_threads, cpu_name
 from planner.machine import AttentionPoint, KernelPoint, SpillRates
@@ -107,13 +107,9 @@ def load_or_measure(path: Path | None = None) -> Profile:
 
 def measure_apart() -> Profile:
     """`measure` in a process of its own, so that its memory does not count as this one's."""
-    code = "from planner import document, profile; print(document.dumps(profile.measure()))"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_MEASURING_LIMIT_S, check=True
-        )
-        return document.loads(Profile, done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return measured_apart(Profile, __name__, limit_s=_MEASURING_LIMIT_S)
+    except FAILURES as error:
         log.warning("measuring in a process of its own failed (%s): measuring in this one", error)
         return measure()
 

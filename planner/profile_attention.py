@@ -5,8 +5,6 @@ nothing about models.
 """
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ import numpy as np
 
 from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.kv_types import KVType
-from planner import document
+from planner.apart import FAILURES, measured_apart
 from planner.machine import AttentionPoint
 from planner.profile import Profile, save
 
@@ -57,15 +55,9 @@ def with_attention_rates(profile: Profile, policy: KVPolicy, path: Path | None =
 
 def measure_apart(types: Sequence[str], threads: int) -> AttentionRates:
     """`measure` in a process of its own; empty, and logged, where that fails: figures are derived then."""
-    code = (
-        "import sys; from planner import document, profile_attention as attention; "
-        "print(document.dumps(attention.measure(sys.argv[1].split(','), int(sys.argv[2]))))"
-    )
-    command = [sys.executable, "-c", code, ",".join(types), str(threads)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
-        return document.loads(AttentionRates, done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return measured_apart(AttentionRates, __name__, list(types), threads, limit_s=_LIMIT_S)
+    except FAILURES as error:
         log.warning("attention over %s could not be measured: %s", ", ".join(types), error)
         return AttentionRates()
 

@@ -6,13 +6,11 @@ Invariant: rates are those of the kernels that the tuning beside them chooses.
 """
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cpu_kernels.tuning import Tuning
-from planner import document
+from planner.apart import FAILURES, measured_apart
 from planner.machine import KernelPoint
 
 log = logging.getLogger("strata.planner.profile_kernels")
@@ -46,17 +44,11 @@ class KernelPoints:
 
 def measure_apart(quant_types: Iterable[str], threads: int) -> KernelPoints:
     """`measure` in a process of its own; empty, and logged, where that fails: figures are derived then."""
-    names = ",".join(quant_types)
-    code = (
-        "import sys; from planner import document, profile_kernels as kernels; "
-        "print(document.dumps(kernels.measure(sys.argv[1].split(','), int(sys.argv[2]))))"
-    )
-    command = [sys.executable, "-c", code, names, str(threads)]
+    names = list(quant_types)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
-        return document.loads(KernelPoints, done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        log.warning("the kernels of %s could not be measured: %s", names, error)
+        return measured_apart(KernelPoints, __name__, names, threads, limit_s=_LIMIT_S)
+    except FAILURES as error:
+        log.warning("the kernels of %s could not be measured: %s", ", ".join(names), error)
         return KernelPoints()
 
 

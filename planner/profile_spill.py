@@ -5,8 +5,6 @@ nothing about models.
 """
 
 import logging
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from offload.errors import FlashError, StrataError
 from offload.flash_probe import filesystem_key
 from offload.kv_spill import Slot, SpillFile
 from offload.memory import read_buffer
-from planner import document
+from planner.apart import FAILURES, measured_apart
 from planner.machine import SpillRates
 from planner.profile import Profile, save
 
@@ -57,19 +55,13 @@ def spill_rates(profile: Profile, folder: Path) -> SpillRates:
 
 def measure_apart(folder: Path, threads: int) -> SpillRates:
     """`measure` in a process of its own; FlashError where that fails."""
-    code = (
-        "import sys; from pathlib import Path; from planner import document, profile_spill as spill; "
-        "print(document.dumps(spill.measure(Path(sys.argv[1]), int(sys.argv[2]))))"
-    )
-    command = [sys.executable, "-c", code, str(folder), str(threads)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
-        return document.loads(SpillRates, done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return measured_apart(SpillRates, __name__, str(folder), threads, limit_s=_LIMIT_S)
+    except FAILURES as error:
         raise FlashError(f"the drive of {folder} cannot be measured: {error}", hint="leave out --kv-ram") from error
 
 
-def measure(folder: Path, threads: int) -> SpillRates:
+def measure(folder: str | Path, threads: int) -> SpillRates:
     """Writes 96 MiB and reads them for a second: alone, while `threads` threads read RAM, and in parts.
 
     FlashError where the drive fails.
@@ -77,7 +69,7 @@ def measure(folder: Path, threads: int) -> SpillRates:
     data = read_buffer(SLOT_BYTES)[:SLOT_BYTES]
     data[:] = np.random.default_rng(0).integers(0, 256, SLOT_BYTES, np.uint8)
     ring = list(read_buffer(RING_SLOTS * SLOT_BYTES)[: RING_SLOTS * SLOT_BYTES].reshape(RING_SLOTS, SLOT_BYTES))
-    with SpillFile(folder, SLOT_BYTES, in_parts=True) as spill:
+    with SpillFile(Path(folder), SLOT_BYTES, in_parts=True) as spill:
         slots = [spill.write(data) for _ in range(SLOTS)]
         alone = _rate(lambda: _read_whole(spill, slots, ring))
         parts = _rate(lambda: _read_parts(spill, slots, ring))

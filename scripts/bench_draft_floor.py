@@ -29,6 +29,7 @@ from runtime.models import DEMO_DRAFT, DEMO_MODEL
 from runtime.speculative.options import NGRAM, DraftOptions
 from runtime.speculative.speculation import make_speculation
 from scripts.bench_speculative import answer
+from scripts.quiet import planned_threads
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 REPEATING = "The cat sat on the mat. The dog sat on the rug. The bird sat in the tree. "
@@ -163,6 +164,7 @@ def measured(chosen: Sequence[Workload], rounds: int, folder: Path) -> Iterator[
         context = PROMPT_TOKENS + target.tokens + 8
         with (
             GGUFFile.open(target.path) as gguf,
+            planned_threads(),
             Engine(target.path, context_tokens=context, budget=target.budget) as engine,
         ):
             for work in group:

@@ -7,8 +7,8 @@
 Drafts are synthetic: right with the given chance, at the cost of --draft, of a simulated device that takes so long a
 token and works beside the target, or of nothing. Greedy answers to random tokens (or to the texts of --prompts, by
 lookup alone); plain and drafted runs alternate. "gain": the median of the rounds' ratios of decoding speed; "over
-model": over the cost model's gain by the times and acceptance measured in the run, "over plan": over the one by what
-was planned before it. Texts are compared.
+model": of their ratios to the cost model's gain by the round's own depth, acceptance and times; "over plan": the gain
+over the one that was planned before it. Texts are compared.
 """
 
 import argparse
@@ -16,19 +16,21 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from offload.gguf import GGUFFile
-from planner.draft_depth import best_depth
+from planner.draft_depth import best_depth, expected_tokens
 from runtime.engine import Engine
 from runtime.sampler import SamplingParams
 from runtime.speculative.options import NGRAM, OFF, DraftOptions
 from runtime.speculative.speculation import Speculation, make_speculation, new_policy
 from runtime.speculative.synthetic import SyntheticSource
+from runtime.speculative.totals import Totals
+from scripts.quiet import planned_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Case:
     plain_tokens_per_s: float
     drafted_tokens_per_s: float
     gain: float
-    model_gain: float | None
+    over_model: float
     planned_gain: float | None
     acceptance_rate: float | None
     tokens_per_pass: float | None
@@ -49,6 +51,21 @@ class Case:
     mb_per_token: float | None = None
     trees: int = 0
     drafts_of_a_tree: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Speeds of a plain answer and a drafted one, the gain by the cost model, and what drafts did."""
+
+    plain_tokens_per_s: float
+    drafted_tokens_per_s: float
+    model_gain: float
+    totals: Totals
+
+    @property
+    def gain(self) -> float:
+        """As measured."""
+        return self.drafted_tokens_per_s / self.plain_tokens_per_s
 
 
 def answer(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[list[int], float, float | None]:
@@ -65,9 +82,13 @@ def answer(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[list[int], 
 
 
 def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[int], tokens: int, rounds: int) -> Case:
-    """Plain and drafted answers in turn; the first round warms up."""
-    source, plain, drafted, same = speculation.source, [], [], True
-    planned = _modelled(speculation, source.acceptance) if isinstance(source, SyntheticSource) else None
+    """Plain and drafted answers in turn; the first round warms up.
+
+    Gains are told round by round, beside that of the cost model for the round's own acceptance and times: a machine
+    whose speed changes within minutes changes both.
+    """
+    source, kept, same = speculation.source, [], True
+    planned = _planned(speculation, source.acceptance) if isinstance(source, SyntheticSource) else None
     read: list[float | None] = [None, None]
     for round_number in range(rounds + 1):
         engine.draft_with(None)
@@ -76,32 +97,48 @@ def compare(engine: Engine, name: str, speculation: Speculation, ids: Sequence[i
         found, with_drafts, read[1] = answer(engine, ids, tokens)
         same = same and text == found
         if round_number:
-            plain.append(speed)
-            drafted.append(with_drafts)
-    totals = speculation.totals
-    rate = totals.acceptance_rate
-    passes = max(totals.passes + totals.plain_passes, 1)
+            kept.append(Round(speed, with_drafts, _modelled(speculation), speculation.totals))
+    accepted, reached = (sum(sum(getattr(one.totals, field)) for one in kept) for field in ("accepted", "reached"))
+    passes, plain_passes = (sum(getattr(one.totals, field) for one in kept) for field in ("passes", "plain_passes"))
+    trees = sum(one.totals.trees for one in kept)
     return Case(
         name,
-        statistics.median(plain),
-        statistics.median(drafted),
-        statistics.median(fast / slow for fast, slow in zip(drafted, plain, strict=True)),
-        None if rate is None else _modelled(speculation, rate),
+        statistics.median(one.plain_tokens_per_s for one in kept),
+        statistics.median(one.drafted_tokens_per_s for one in kept),
+        statistics.median(one.gain for one in kept),
+        statistics.median(one.gain / one.model_gain for one in kept),
         planned,
-        rate,
-        totals.tokens_per_pass,
-        totals.plain_passes / passes,
+        accepted / reached if reached else None,
+        sum(one.totals.tokens for one in kept) / max(passes + plain_passes, 1),
+        plain_passes / max(passes + plain_passes, 1),
         same,
-        *read,
-        trees=totals.trees,
-        drafts_of_a_tree=totals.tree_drafts / max(totals.trees, 1),
+        mb_per_token_plain=read[0],
+        mb_per_token=read[1],
+        trees=trees,
+        drafts_of_a_tree=sum(one.totals.tree_drafts for one in kept) / max(trees, 1),
     )
 
 
-def _modelled(speculation: Speculation, acceptance: float) -> float:
-    """The greatest gain by the cost model and the times that are known by now."""
+def _planned(speculation: Speculation, acceptance: float) -> float:
+    """The greatest gain that was expected before anything ran."""
     policy = speculation.policy
     return best_depth([acceptance] * policy.most, policy.costs()).tokens_per_s * policy.plain_s
+
+
+def _modelled(speculation: Speculation) -> float:
+    """The gain by the cost model of the passes of an answer: at their depth in the mean, its acceptance and times."""
+    policy, totals = speculation.policy, speculation.totals
+    rate = totals.acceptance_rate
+    if rate is None or not totals.passes:
+        return 1.0
+    costs = replace(policy.costs(), draft_s=totals.draft_s / max(totals.drafted, 1))
+    depth = totals.verified / totals.passes
+    low = int(depth)
+    yields = [expected_tokens([rate] * drafts) for drafts in (low, low + 1)]
+    takes = [costs.turn_s(drafts) for drafts in (low, low + 1)]
+    tokens, seconds = ((depth - low) * (more - less) + less for less, more in (yields, takes))
+    plain = totals.plain_passes
+    return (totals.passes * tokens + plain) * costs.plain_s / (totals.passes * seconds + plain * costs.plain_s)
 
 
 def cases(engine: Engine, gguf: GGUFFile, options: argparse.Namespace) -> Iterator[Case]:
@@ -157,6 +194,7 @@ def main() -> None:
     context = options.prompt_tokens + options.tokens + 8
     with (
         GGUFFile.open(options.model) as gguf,
+        planned_threads(),
         Engine(options.model, context_tokens=context, threads=options.threads, budget=budget) as engine,
     ):
         rows = []
@@ -166,11 +204,11 @@ def main() -> None:
     print("| drafts | plain | drafted | gain | over model | over plan | accepted | tokens a pass | same text |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for case in rows:
-        shares = (f"{case.gain / gain:.2f}" if gain else "" for gain in (case.model_gain, case.planned_gain))
+        over_plan = f"{case.gain / case.planned_gain:.2f}" if case.planned_gain else ""
         accepted = "" if case.acceptance_rate is None else f"{case.acceptance_rate:.0%}"
         print(
             f"| {case.name} | {case.plain_tokens_per_s:.2f} | {case.drafted_tokens_per_s:.2f} | "
-            f"{case.gain:.2f} | {' | '.join(shares)} | "
+            f"{case.gain:.2f} | {case.over_model:.2f} | {over_plan} | "
             f"{accepted} | {case.tokens_per_pass or 0:.2f} | {'yes' if case.same_text else 'NO'} |"
         )
 

@@ -182,18 +182,19 @@ def main() -> None:
         print(json.dumps(run_case(options.folder, CASES[options.case])))
         return
     chosen = [(number, case) for number, case in enumerate(CASES) if options.only in case.name]
-    rows = [row for number, case in chosen for row in _rows(options, number, case)]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = [row for number, case in chosen for row in _rows(Path(folder), number, case)]
     within = sum(abs(row["ratio"] - 1) <= LIMIT for row in rows)
     print(f"{within} of {len(rows)} predictions within {LIMIT:.0%} of the simulated run")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def _rows(options: argparse.Namespace, number: int, case: Case) -> list[dict[str, Any]]:
-    """One case in a process of its own, on a file that is written for it and removed."""
-    path = options.folder / f"{case.shape}-{case.quant_type}-{case.layers}.gguf"
+def _rows(folder: Path, number: int, case: Case) -> list[dict[str, Any]]:
+    """One case in a process of its own, on a file that is written for it and removed for one of another shape."""
+    path = folder / f"{case.shape}-{case.quant_type}-{case.layers}.gguf"
     if not path.is_file():
-        for other in options.folder.glob("*.gguf"):
+        for other in folder.glob("*.gguf"):
             other.unlink()
         write_model(path, case.shape, case.quant_type, layers=case.layers)
     command = [sys.executable, __file__, str(path), "--case", str(number)]

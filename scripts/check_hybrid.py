@@ -66,6 +66,8 @@ def check_tokens(plans: int, tokens: int, first_seed: int) -> int:
         every = list(cases(Path(folder)))
         for number, (name, path, exact) in enumerate(every):
             count = plans * (number + 1) // len(every) - plans * number // len(every)
+            if not count:
+                continue
             worst, bad, took_s = check_model(path, count, tokens, first_seed + number, exact=exact)
             wrong, done = wrong + bad, done + count
             print(f"{name:24} {count:3} plans  {bad} differ  greatest KL {worst:.1e}  {took_s:.1f} s", flush=True)
@@ -103,8 +105,7 @@ def check_model(path: Path, count: int, tokens: int, number: int, *, exact: bool
             bad += 1
             print(f"{path.stem}: {placement} (KL divergence {divergence:.2e})", file=sys.stderr)
 
-    if count:
-        check()
+    check()
     return worst, bad, time.perf_counter() - began
 
 

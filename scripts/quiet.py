@@ -1,11 +1,23 @@
-"""How quiet a machine was while something was measured: what the other programs used of its CPUs.
+"""What would disturb a measurement: other programs, whose use of the CPUs is told, and a run's own trials, left out.
 
 Knows nothing about what is measured. A machine below this one's shows as stolen time where its system tells.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import psutil
+
+from runtime import replan
+
+
+@contextmanager
+def planned_threads() -> Iterator[None]:
+    """Within, runs keep their number of threads: where speed changes, trying others would be measured with the rest."""
+    with patch.object(replan, "other_threads", return_value=()):
+        yield
 
 
 class Others:

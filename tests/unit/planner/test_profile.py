@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cpu_kernels.quant_types import quant_type, unknown_quant_type
 from gpu_kernels.bandwidth import GpuRates
 from gpu_kernels.capabilities import GpuCapabilities
-from planner import document
+from planner import apart, document
 from planner import profile as profiles
 from planner.folders import cache_folder
 from planner.host import available_threads, cpu_name
@@ -127,7 +127,7 @@ def test_measuring_gives_sane_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measuring_apart_takes_no_memory_here(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = document.dumps(profile_here())
     monkeypatch.setattr(
-        profiles.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, answer, "")
+        apart.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, answer, "")
     )
     assert profiles.measure_apart() == profile_here()
 

@@ -6,7 +6,7 @@ import pytest
 
 from cpu_kernels.isa import current
 from cpu_kernels.tuning import Choice, Family, Tuning
-from planner import profile_kernels
+from planner import apart
 from planner.machine import KernelPoint
 from planner.profile_kernels import COLUMNS, KernelPoints, _undisturbed, measure, measure_apart
 
@@ -35,7 +35,7 @@ def test_a_failure_leaves_types_unmeasured(monkeypatch: pytest.MonkeyPatch, capl
     def fail(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("measuring", 1)
 
-    monkeypatch.setattr(profile_kernels.subprocess, "run", fail)
+    monkeypatch.setattr(apart.subprocess, "run", fail)
     assert measure_apart(["Q8_0"], 1) == KernelPoints()
     assert "Q8_0 could not be measured" in caplog.text
 
