@@ -125,7 +125,7 @@ class Replanner:
         """Say what was found; where it is slow, begin to try other numbers of threads."""
         others = other_threads(self._threads, self._plan.settings.threads) if self._executor is not None else ()
         if not drift.is_slow:
-            self._tell(str(drift), "later predictions are corrected by it")
+            self._tell(str(drift), "later predictions are corrected by it", level=logging.INFO)
         elif others:
             numbers = " and ".join(map(str, others))
             self._tell(str(drift), f"trying {numbers} {plural(others[-1], 'thread')} in place of {self._threads}")
@@ -187,7 +187,9 @@ class Replanner:
         """Give back so much of what flash can bring again; 0: take it back."""
         return self._cached.shrink_cache(num_bytes) if self._cached is not None else 0
 
-    def _tell(self, reason: str, change: str | None, advice: str | None = None) -> None:
+    def _tell(
+        self, reason: str, change: str | None, advice: str | None = None, *, level: int = logging.WARNING
+    ) -> None:
         replan = Replan(self._steps, reason, change, advice)
         self.replanned.append(replan)
-        log.warning("%s", replan)
+        log.log(level, "%s", replan)

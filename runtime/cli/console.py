@@ -24,8 +24,19 @@ def set_up_logging(verbosity: int) -> None:
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logger = logging.getLogger("strata")
     logger.setLevel(level)
-    logger.handlers = [RichHandler(console=console, show_time=False, show_path=False)]
+    logger.handlers = [_LineHandler(console=console, show_time=False, show_path=False)]
     logger.propagate = False
+
+
+class _LineHandler(RichHandler):
+    """Begins a line of its own where the answer on the same terminal is in the middle of one."""
+
+    in_line = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _LineHandler.in_line and sys.stdout.isatty():
+            write_text("\n")
+        super().emit(record)
 
 
 LEAST_SHOWN = {"bytes": 64 << 20, "tokens": 128, "runs": 1, "lines": 1}
@@ -54,6 +65,8 @@ def write_text(text: str) -> None:
     """Put generated text on stdout at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+    if text:
+        _LineHandler.in_line = not text.endswith("\n")
 
 
 def write_json(value: Any) -> None:

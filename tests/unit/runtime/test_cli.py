@@ -44,7 +44,7 @@ def test_run_json_is_one_document(run):
 def test_run_tells_where_it_departed_from_the_plan(run, monkeypatch):
     monkeypatch.setattr("runtime.drift.WINDOW_TOKENS", 4)
     monkeypatch.setattr("runtime.drift.TOLERANCE", 0.0)
-    outcome = run("run", *FAST, "-p", "Once upon a time", "-n", "12", "--json", "-q")
+    outcome = run("-v", "run", *FAST, "-p", "Once upon a time", "-n", "12", "--json", "-q")
     replanned = json.loads(outcome.stdout)["replanned"]
     assert replanned[0]["token"] == 4
     assert replanned[0].keys() == {"token", "reason", "change", "advice"}
