@@ -148,8 +148,10 @@ def _cold(shape: ModelShape, depth: int, ram_bytes: int, tokens: int) -> tuple[i
 
 
 def spill_notes(shape: ModelShape, context_tokens: int, spilling: Spilling) -> Iterator[str]:
-    """How the chunks of a full context are spread, in words; and whether reading less of them takes longer here."""
+    """How a full context is spread where RAM does not hold all of it, and whether reading less of it takes longer."""
     spread, sizes = spread_in(shape, context_tokens, spilling.ram_bytes), _Sizes.of(shape)
+    if spread.whole == spread.part == spread.every:
+        return
     kept = (sizes.layers - sizes.chosen) * spread.whole + sizes.chosen * spread.part + spread.more
     size = format_size(cold_bytes(shape, context_tokens, spilling.ram_bytes, tokens=context_tokens))
     yield (

@@ -140,7 +140,6 @@ class PlanOptions:
     gpu: Gpu = FOUND
     cache_type_k: CacheTypeK = CacheType.AUTO
     cache_type_v: CacheTypeV = CacheType.AUTO
-
     kv_budget: KVBudget = None
     kv_ram: KVRam = None
 

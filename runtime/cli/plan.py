@@ -42,6 +42,7 @@ from runtime.cli.options import (
     Context,
     Gpu,
     KVBudget,
+    KVRam,
     Loop,
     LoopChoice,
     PlanOptions,
@@ -78,6 +79,7 @@ def command(
     cache_type_k: CacheTypeK = CacheType.AUTO,
     cache_type_v: CacheTypeV = CacheType.AUTO,
     kv_budget: KVBudget = None,
+    kv_ram: KVRam = None,
     draft: Draft = OFF,
     draft_max: DraftMax = DEFAULT_MOST,
     machine: Annotated[
@@ -111,7 +113,7 @@ def command(
         headers = [stack.enter_context(open_header(name)) for name in _checked(names, compare=compare)]
         questions = [
             question_by(
-                PlanOptions(name, context, threads, budget, loop, gpu, cache_type_k, cache_type_v, kv_budget),
+                PlanOptions(name, context, threads, budget, loop, gpu, cache_type_k, cache_type_v, kv_budget, kv_ram),
                 header,
                 objective=objective,
                 machine=machine,

@@ -26,7 +26,8 @@ PrefixLimit = Annotated[
     str,
     typer.Option(
         "--prefix-cache",
-        help="Drive space for the KV of prompts that later ones may begin with, e.g. 2GiB; off: none.",
+        help="Drive space for the KV of prompts that later ones may begin with, e.g. 2GiB; off: none. `run` has one "
+        "with --session alone.",
         rich_help_panel=_PANEL,
     ),
 ]

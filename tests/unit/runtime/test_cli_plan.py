@@ -98,6 +98,13 @@ def test_compare(run, large):
     assert files[1]["plan"] is None
 
 
+def test_keys_and_values_in_less_ram(run):
+    asked = ("plan", "demo", "-c", "8192", "--kv-ram")
+    assert "chunks of 512 tokens in RAM, the rest" in " ".join(run(*asked, "12MiB").stdout.split())
+    assert "on flash" not in run(*asked, "64MiB").stdout
+    assert "hint: 10.0 MiB would do" in run(*asked, "1MiB").stderr
+
+
 def test_requests_that_make_no_sense(run):
     assert "no model is named" in run("plan").stderr
     assert "rank several with --compare" in run("plan", "demo", "demo").stderr
