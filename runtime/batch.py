@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +55,7 @@ class BatchSummary:
     """What a run did: of `total` lines `resumed` were done before it, `answered` and `refused` (error records) by it.
 
     `failed` lines met an error not their own; they and, where `interrupted`, the rest are left to the next run.
+    Its answers have `answer_tokens` tokens together, `seconds` after its beginning.
     """
 
     total: int
@@ -63,6 +64,8 @@ class BatchSummary:
     refused: int
     failed: int
     interrupted: bool
+    answer_tokens: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def remaining(self) -> int:
@@ -113,7 +116,7 @@ def run_batch(
         _check_resumable(journal, index)
         run = _Run(engine, journal, index, model_id, progress)
         interrupted = False
-        resumed = len(journal.done)
+        resumed, began = len(journal.done), time.perf_counter()
         try:
             lines = read_lines(input_path, defaults, model_id)
             requests = run.requests(lines, cancelled)
@@ -123,7 +126,8 @@ def run_batch(
             interrupted = cancelled is not None and cancelled.is_set()
         except KeyboardInterrupt:
             interrupted = True
-    summary = BatchSummary(len(index), resumed, run.answered, run.refused, run.failed, interrupted)
+    counts = (len(index), resumed, run.answered, run.refused, run.failed)
+    summary = BatchSummary(*counts, interrupted, run.answer_tokens, time.perf_counter() - began)
     if summary.remaining > summary.failed and not interrupted:
         raise RequestError(f"the batch {input_path} changed while it was running: lines are missing")
     return summary
@@ -140,7 +144,7 @@ class _Run:
         model_id: str,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.answered = self.refused = self.failed = 0
+        self.answered = self.refused = self.failed = self.answer_tokens = 0
         self._engine = engine
         self._journal = journal
         self._index = index
@@ -183,6 +187,7 @@ class _Run:
         else:
             self._journal.append(answer_record(line, answer, model_id=self._model_id, created=int(time.time())))
             self.answered += 1
+            self.answer_tokens += answer.completion_tokens
             self._report()
 
     def _refuse(self, line: BatchLine, error: LineError) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from planner.figures import figures
 from planner.parallel import parallel_here
 from planner.ways import DEFAULT_PROMPT_TOKENS
 from runtime.cli.console import console, progress
@@ -65,6 +66,9 @@ def command(
         tell_drafts(engine, quiet=quiet, stats=drafting.stats)
         shared = engine.shared_tokens
     console.print(summary.describe(), markup=False)
+    if summary.answer_tokens and not quiet:
+        speed = figures(summary.answer_tokens / summary.seconds)
+        console.print(f"{summary.answer_tokens} tokens in {summary.seconds:.1f} s, {speed} tokens/s", markup=False)
     if shared:
         console.print(f"{shared} tokens of prompts were computed once for several lines", markup=False)
     if summary.remaining:

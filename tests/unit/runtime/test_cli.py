@@ -1,6 +1,7 @@
 """The command: what goes to stdout, what to stderr, exit codes, files."""
 
 import json
+import re
 
 import pytest
 
@@ -277,7 +278,9 @@ def test_batch_answers_a_file(run, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(records) == 3
     assert "2 answered, 1 refused" in outcome.stderr
+    assert re.search(r"\d tokens in [\d.]+ s, [\d.]+ tokens/s", outcome.stderr)
     again = run(*arguments)
+    assert "tokens/s" not in again.stderr.split("0 answered")[1]
     assert "3 done before" in again.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
 
