@@ -206,8 +206,11 @@ def held_units(
     for unit in shape.units:
         yield unit.name, unit.kind, FLOAT32_BYTES * unit.num_weights if form is WeightsForm.FLOAT32 else unit.num_bytes
         if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-            whole = shape.kv_bytes_per_layer[unit.layer] * context_tokens
-            num_bytes = whole if kv_ram_bytes is None else kv_ram_bytes // shape.block_count
+            if kv_ram_bytes is None:
+                num_bytes = shape.kv_bytes_per_layer[unit.layer] * context_tokens
+            else:  # in equal shares that add up
+                before, behind = (kv_ram_bytes * layer // shape.block_count for layer in (unit.layer, unit.layer + 1))
+                num_bytes = behind - before
             yield f"blk.{unit.layer}.kv", UnitKind.KV, num_bytes
 
 

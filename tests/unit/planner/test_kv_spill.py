@@ -17,9 +17,11 @@ from planner.kv_spill import (
 )
 from planner.machine import AttentionPoint, SpillRates
 from planner.machine_here import cpu_here
-from planner.model_shape import ModelShape
+from planner.model_shape import ModelShape, UnitKind
+from planner.plan import WeightsForm
 from planner.prediction import Bottleneck
 from planner.unit_cost import cpu_attention_seconds
+from planner.ways import held_units
 from tests.support.planning import header, profile
 
 DEPTH = 16384
@@ -105,3 +107,9 @@ def test_a_budget_that_takes_longer_than_reading_all_is_told() -> None:
 
     assert len(notes(PLAIN, 1e8)) == len(notes(CHOSEN, 2e9)) == 1
     assert "reading all" in notes(CHOSEN, 1e8)[1]
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 7, 10**9 + 6])
+def test_the_ram_of_all_layers_adds_up(ram_bytes: int) -> None:
+    units = held_units(PLAIN, WeightsForm.PACKED, DEPTH, ram_bytes)
+    assert sum(num_bytes for _, kind, num_bytes in units if kind is UnitKind.KV) == ram_bytes
