@@ -97,9 +97,9 @@ def test_its_plan_can_be_carried_out(engine: Engine, path: Path, least: int) -> 
     with GGUFFile.open(path) as file:
         assert check_runnable(Plan.from_json(plan.to_json()), file) == plan
         less = tuple(
-            replace(unit, num_bytes=(least - 1) // 2) if ".kv" in unit.unit else unit for unit in plan.placements
+            replace(unit, num_bytes=(least - 2) // 2) if ".kv" in unit.unit else unit for unit in plan.placements
         )
-        small = replace(plan, placements=less, settings=replace(plan.settings, kv_ram_bytes=least - 1))
+        small = replace(plan, placements=less, settings=replace(plan.settings, kv_ram_bytes=least - 2))
         with pytest.raises(PlanError, match=f"4096 tokens of context need at least {least}"):
             check_runnable(small, file)
         needs = replace(plan.needs, ram=replace(plan.needs.ram, kv_bytes=0))
