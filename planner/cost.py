@@ -20,7 +20,8 @@ from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.plan import Needs, Plan, PlannedModel, Settings, WeightsForm
 from planner.prediction import Bottleneck, Measurement, Prediction
-from planner.profile import Profile, load_or_measure, record_hits, record_observation
+from planner.profile import Profile, load_or_measure
+from planner.profile_learned import record_hits, record_observation
 from planner.streamed import Streaming
 from planner.ways import HYBRID
 

@@ -1,8 +1,8 @@
-"""What this machine measured: read and product rates of CPU and GPU, and how far earlier predictions were off.
+"""What this machine measured: rates of CPU, GPU and drives; and what runs have taught (see `profile_learned`).
 
 Kept as JSON under the user's cache folder and measured once (under 2 s, without torch); a file of another machine,
 other software or another version, or one that cannot be read, is measured again and logged. Knows nothing about
-plans: corrections are kept by keys that the caller makes.
+plans.
 
 Invariant: a profile in use describes the machine it is used on, with the software that is installed.
 """
@@ -11,12 +11,12 @@ import logging
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import pairwise
-from math import exp, log2
 from math import log as ln
+from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +42,11 @@ from planner.profile_kernels import KernelPoints
 log = logging.getLogger("strata.planner.profile")
 
 FORMAT_VERSION = 5
-MOST_HIT_POINTS = 16  # of one model
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
-RESIDUAL_LIMITS = (0.2, 5.0)
-_RESIDUAL_WEIGHT = 0.5  # of the newest run, once there are two or more
 _MEASURING_LIMIT_S = 60
 _DEQUANTIZE_BYTES = 1 << 20
 _SAMPLE_BYTE = 0x35  # in every format a scale and weights that are ordinary numbers
+_saved: dict[Path, "Profile"] = {}  # by this process, the last of each file
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,16 @@ class Profile:
     residuals: Mapping[str, Residual] = field(default_factory=dict)
     hits: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)  # by model: (slots, hit rate)
     acceptances: Mapping[str, LearnedAcceptance] = field(default_factory=dict)  # by target and draft
+
+    @property
+    def described(self) -> tuple[int, str, str, int]:
+        """Version of the format, CPU, software and threads: rates hold where these are the same."""
+        return self.version, self.cpu_name, self.software, self.threads
+
+    @property
+    def kernel_points(self) -> KernelPoints:
+        """What is known of the kernels."""
+        return KernelPoints(self.kernels, self.tuning)
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -136,29 +144,27 @@ def measure() -> Profile:
 
 def with_dequantize_rates(profile: Profile, quant_types: Iterable[QuantType], path: Path | None = None) -> Profile:
     """`profile` with the reference dequantizer's rate for each of `quant_types`; new ones are measured and stored."""
-    missing = [kind for kind in quant_types if kind.is_known and kind.name not in profile.dequantize_bytes_per_s]
-    if not missing:
-        return profile
-    rates = dict(profile.dequantize_bytes_per_s)
-    for kind in missing:
-        columns = kind.block_size * max(1, 4096 // kind.block_size)
-        data = np.full((_DEQUANTIZE_BYTES // kind.row_bytes(columns), kind.row_bytes(columns)), _SAMPLE_BYTE, np.uint8)
-        rates[kind.name] = bandwidth.conversion_rate(lambda rows, kind=kind: dequantize(rows, kind), data)  # type: ignore[misc]
-    profile = replace(profile, dequantize_bytes_per_s=rates)
-    save(profile, path)
-    return profile
+    kinds = {kind.name: kind for kind in quant_types if kind.is_known}
+
+    def measured(known: Profile) -> Profile:
+        rates = dict(known.dequantize_bytes_per_s)
+        for name in kinds.keys() - rates.keys():
+            rates[name] = _dequantize_rate(kinds[name])
+        return replace(known, dequantize_bytes_per_s=rates)
+
+    return ensured(profile, lambda known: kinds.keys() <= known.dequantize_bytes_per_s.keys(), measured, path)
 
 
 def with_kernel_rates(profile: Profile, quant_types: Iterable[QuantType], path: Path | None = None) -> Profile:
     """`profile` with the kernels chosen for each of `quant_types` and their rates; new ones are measured and stored."""
-    known = KernelPoints(profile.kernels, profile.tuning)
-    missing = known.missing({kind.name for kind in quant_types if kind.is_known})
-    if not missing:
-        return profile
-    found = known.updated(profile_kernels.measure_apart(missing, profile.threads))
-    profile = replace(profile, kernels=found.types, tuning=found.tuning)
-    save(profile, path)
-    return profile
+    names = {kind.name for kind in quant_types if kind.is_known}
+
+    def measured(known: Profile) -> Profile:
+        missing = known.kernel_points.missing(names)
+        found = known.kernel_points.updated(profile_kernels.measure_apart(missing, known.threads))
+        return replace(known, kernels=found.types, tuning=found.tuning)
+
+    return ensured(profile, lambda known: not known.kernel_points.missing(names), measured, path)
 
 
 def with_drive(profile: Profile, place: Path, path: Path | None = None, *, points: Points = ALL_POINTS) -> Profile:
@@ -167,56 +173,71 @@ def with_drive(profile: Profile, place: Path, path: Path | None = None, *, point
     Measured, a quarter of a second a point and mode, and stored, unless as many are known.
     """
     key = filesystem_key(place)
-    if key in profile.drives and len({read.read_bytes for read in profile.drives[key].reads}) >= len(dict(points)):
-        return profile
-    profile = replace(profile, drives={**profile.drives, key: probe(place, points=points)})
-    save(profile, path)
-    return profile
+
+    def is_known(known: Profile) -> bool:
+        return key in known.drives and len({read.read_bytes for read in known.drives[key].reads}) >= len(dict(points))
+
+    def measured(known: Profile) -> Profile:
+        return replace(known, drives={**known.drives, key: probe(place, points=points)})
+
+    return ensured(profile, is_known, measured, path)
 
 
 def with_gpu_rates(profile: Profile, gpu: GpuCapabilities, path: Path | None = None) -> Profile:
     """`profile` with the rates of `gpu`, measured and stored where they are not known yet."""
-    if profile.gpu is not None and profile.gpu.name == gpu.name:
-        return profile
-    profile = replace(profile, gpu=measure_rates(gpu.name, gpu.torch_device))
-    save(profile, path)
-    return profile
+
+    def measured(known: Profile) -> Profile:
+        return replace(known, gpu=measure_rates(gpu.name, gpu.torch_device))
+
+    return ensured(profile, lambda known: known.gpu is not None and known.gpu.name == gpu.name, measured, path)
 
 
-def record_observation(
-    profile: Profile, keys: Iterable[str], *, predicted_s: float, measured_s: float, path: Path | None = None
+def ensured(
+    profile: Profile,
+    is_known: Callable[[Profile], bool],
+    measured: Callable[[Profile], Profile],
+    path: Path | None = None,
 ) -> Profile:
-    """Fold one run into the corrections under `keys` and store them.
+    """`profile` with what `is_known` asks for: as this process has saved it since `profile` was read, or `measured`.
 
-    `predicted_s` is the prediction *without* correction, per token. The average is geometric, its newest run weighing
-    half, and bounded to 0.2..5: one disturbed run must not spoil the next plans.
+    What is measured is stored, beside all that was saved before: callers may go on with an old profile.
     """
-    if not (predicted_s > 0 and measured_s > 0):
-        raise ValueError(f"times must be positive, not {predicted_s} s predicted and {measured_s} s measured")
-    low, high = RESIDUAL_LIMITS
-    newest = min(max(measured_s / predicted_s, low), high)
-    residuals = dict(profile.residuals)
-    for key in keys:
-        old = residuals.get(key, Residual(newest, 0))
-        factor = exp((1 - _RESIDUAL_WEIGHT) * ln(old.factor) + _RESIDUAL_WEIGHT * ln(newest))
-        residuals[key] = Residual(min(max(factor, low), high), old.runs + 1)
-    profile = replace(profile, residuals=residuals)
-    save(profile, path)
-    return profile
+    if is_known(profile):
+        return profile
+    profile = _with_newer(profile, _saved.get(_path(path)))
+    if is_known(profile):
+        return profile
+    found = measured(profile)
+    if found == profile:  # it could not be measured
+        return profile
+    save(found, path)
+    return found
 
 
-def record_hits(profile: Profile, model: str, slots: int, hit_rate: float, path: Path | None = None) -> Profile:
-    """Keep how often a run found a model's experts in so many slots, in place of what was known for as many."""
-    others = (point for point in profile.hits.get(model, ()) if point[0] != slots)
-    points = tuple(sorted((*others, (slots, hit_rate)))[-MOST_HIT_POINTS:])
-    profile = replace(profile, hits={**profile.hits, model: points})
-    save(profile, path)
-    return profile
+def _with_newer(profile: Profile, newer: Profile | None) -> Profile:
+    """`profile` with what was found out by a later one of the same machine."""
+    if newer is None or newer.described != profile.described:
+        return profile
+    points = profile.kernel_points.updated(newer.kernel_points)
+    return replace(
+        profile,
+        dequantize_bytes_per_s={**profile.dequantize_bytes_per_s, **newer.dequantize_bytes_per_s},
+        kernels=points.types,
+        tuning=points.tuning,
+        attention={**profile.attention, **newer.attention},
+        drives={**profile.drives, **newer.drives},
+        spills={**profile.spills, **newer.spills},
+        gpu=newer.gpu or profile.gpu,
+        residuals={**profile.residuals, **newer.residuals},
+        hits={**profile.hits, **newer.hits},
+        acceptances={**profile.acceptances, **newer.acceptances},
+    )
 
 
 def save(profile: Profile, path: Path | None = None) -> None:
     """Store `profile` as a whole or not at all; a folder that cannot be written is logged, not an error."""
-    path = path or cache_folder() / "profile.json"
+    path = _path(path)
+    _saved[path] = profile
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", encoding="utf-8", delete=False) as file:
@@ -234,7 +255,7 @@ def save(profile: Profile, path: Path | None = None) -> None:
 
 def stored(path: Path | None = None) -> Profile | None:
     """The profile kept at `path` if it is this machine's and this software's."""
-    path = path or cache_folder() / "profile.json"
+    path = _path(path)
     try:
         profile = document.loads(Profile, path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -243,8 +264,7 @@ def stored(path: Path | None = None) -> Profile | None:
     except (OSError, ValueError) as error:
         log.info("the profile %s cannot be used (%s): measuring again", path, error)
         return None
-    here = (FORMAT_VERSION, cpu_name(), software(), available_threads())
-    if (profile.version, profile.cpu_name, profile.software, profile.threads) != here:
+    if profile.described != (FORMAT_VERSION, cpu_name(), software(), available_threads()):
         log.info("the profile %s is of another machine or other software: measuring again", path)
         return None
     curves = (profile.read, profile.matvec, profile.matvec_single)
@@ -258,6 +278,17 @@ def software() -> str:
     """Versions of what decides the rates."""
     versions = " ".join(f"{name} {metadata.version(name)}" for name in ("strata", "numpy", "torch"))
     return f"{versions} python {platform.python_version()} {sys.platform}"
+
+
+def _dequantize_rate(kind: QuantType) -> float:
+    """Quantised bytes a second."""
+    columns = kind.block_size * max(1, 4096 // kind.block_size)
+    data = np.full((_DEQUANTIZE_BYTES // kind.row_bytes(columns), kind.row_bytes(columns)), _SAMPLE_BYTE, np.uint8)
+    return bandwidth.conversion_rate(lambda rows: dequantize(rows, kind), data)
+
+
+def _path(path: Path | None) -> Path:
+    return path or cache_folder() / "profile.json"
 
 
 def _interpolate(curve: tuple[RatePoint, ...], at: float) -> float:

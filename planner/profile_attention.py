@@ -17,7 +17,7 @@ from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.kv_types import KVType
 from planner.apart import FAILURES, measured_apart
 from planner.machine import AttentionPoint
-from planner.profile import Profile, save
+from planner.profile import Profile, ensured
 
 log = logging.getLogger("strata.planner.profile_attention")
 
@@ -43,14 +43,12 @@ class AttentionRates:
 def with_attention_rates(profile: Profile, policy: KVPolicy, path: Path | None = None) -> Profile:
     """`profile` with the rates of attention over a policy's types; new ones are measured and stored."""
     kinds = {kind.value for layer in (0, 1) for kind in policy.of_layer(layer, 3)}  # of an edge, and within
-    missing = sorted(kinds - profile.attention.keys())
-    if not missing:
-        return profile
-    found = measure_apart(missing, profile.threads)
-    if found.types:
-        profile = replace(profile, attention={**profile.attention, **found.types})
-        save(profile, path)
-    return profile
+
+    def measured(known: Profile) -> Profile:
+        found = measure_apart(sorted(kinds - known.attention.keys()), known.threads)
+        return replace(known, attention={**known.attention, **found.types})
+
+    return ensured(profile, lambda known: kinds <= known.attention.keys(), measured, path)
 
 
 def measure_apart(types: Sequence[str], threads: int) -> AttentionRates:

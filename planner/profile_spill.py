@@ -21,7 +21,7 @@ from offload.kv_spill import Slot, SpillFile
 from offload.memory import read_buffer
 from planner.apart import FAILURES, measured_apart
 from planner.machine import SpillRates
-from planner.profile import Profile, save
+from planner.profile import Profile, ensured
 
 log = logging.getLogger("strata.planner.profile_spill")
 
@@ -41,11 +41,11 @@ def with_spill_rates(profile: Profile, folder: Path, path: Path | None = None) -
     FlashError where they cannot be measured.
     """
     key = filesystem_key(folder)
-    if key in profile.spills:
-        return profile
-    profile = replace(profile, spills={**profile.spills, key: measure_apart(folder, profile.threads)})
-    save(profile, path)
-    return profile
+
+    def measured(known: Profile) -> Profile:
+        return replace(known, spills={**known.spills, key: measure_apart(folder, known.threads)})
+
+    return ensured(profile, lambda known: key in known.spills, measured, path)
 
 
 def spill_rates(profile: Profile, folder: Path) -> SpillRates:

@@ -37,8 +37,9 @@ from planner.gpu_choice import chosen_gpu
 from planner.hybrid_hits import evened_slots, gpu_hits_key
 from planner.machine import KernelPoint
 from planner.plan import Plan
-from planner.profile import load_or_measure, record_hits
+from planner.profile import load_or_measure
 from planner.profile_kernels import measure_apart
+from planner.profile_learned import record_hits
 from planner.question import Wish
 from planner.solve import HYBRID, question_here, solve
 from runtime.backend import hybrid_executor

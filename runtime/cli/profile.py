@@ -64,7 +64,7 @@ def _measured(place: Path, types: list[QuantType], *, again: bool) -> Profile:
     with console.status("measuring memory and arithmetic"):
         if again:
             old, profile = load_or_measure(), measure_apart()
-            profile = replace(profile, residuals=old.residuals, hits=old.hits)
+            profile = replace(profile, residuals=old.residuals, hits=old.hits, acceptances=old.acceptances)
             save(profile)
         else:
             profile = load_or_measure()

@@ -12,15 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpu_kernels.isa import current
 from cpu_kernels.quant_types import quant_type, unknown_quant_type
+from cpu_kernels.tuning import Choice, Family, Tuning
 from gpu_kernels.bandwidth import GpuRates
 from gpu_kernels.capabilities import GpuCapabilities
 from planner import apart, document
 from planner import profile as profiles
 from planner.folders import cache_folder
 from planner.host import available_threads, cpu_name
+from planner.machine import KernelPoint
 from planner.prediction import Residual
-from planner.profile import Profile, load_or_measure, record_observation, save, with_dequantize_rates, with_gpu_rates
+from planner.profile import Profile, load_or_measure, save, with_dequantize_rates, with_gpu_rates, with_kernel_rates
+from planner.profile_kernels import KernelPoints
+from planner.profile_learned import record_hits, record_observation
 from tests.support.planning import profile, profile_here
 
 
@@ -239,8 +244,8 @@ def test_sample_bytes_are_ordinary_numbers_in_float_formats() -> None:
 
 def test_learned_hit_rates_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    learned = profiles.record_hits(profile_here(), "a model", 272, 0.27, path)
-    learned = profiles.record_hits(learned, "a model", 300, 0.31, path)
+    learned = record_hits(profile_here(), "a model", 272, 0.27, path)
+    learned = record_hits(learned, "a model", 300, 0.31, path)
     assert load_or_measure(path) == learned
     assert learned.hits["a model"] == ((272, 0.27), (300, 0.31))
 
@@ -250,3 +255,28 @@ def test_hit_rates_of_another_shape_are_refused(point: str, tmp_path: Path) -> N
     text = document.dumps(profile_here()).replace('"hits": {}', f'"hits": {{"a model": [{point}]}}')
     with pytest.raises(ValueError, match=r"hits\.a model\[0\]"):
         document.loads(profiles.Profile, text)
+
+
+def test_nothing_is_measured_or_lost_by_a_caller_with_an_old_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / "profile.json", []
+    old = replace(profile_here(), kernels={}, tuning=None, dequantize_bytes_per_s={})
+
+    def measured(names: list[str], _: int) -> KernelPoints:
+        asked.append(names)
+        point = (KernelPoint(1, 1, 1e9, 1e9),)
+        choice = Choice(Family.DOT, current().tile_columns)
+        return KernelPoints(dict.fromkeys(names, point), Tuning(current().name, dict.fromkeys(names, choice)))
+
+    monkeypatch.setattr(profiles.profile_kernels, "measure_apart", measured)
+    first, both = [quant_type("Q8_0")], [quant_type("Q8_0"), quant_type("Q4_0")]
+    with_kernel_rates(old, first, path)
+    with_dequantize_rates(old, first, path)
+    found = with_kernel_rates(old, both, path)
+    assert asked == [["Q8_0"], ["Q4_0"]]
+    assert found.dequantize_bytes_per_s.keys() == {"Q8_0"}
+    assert load_or_measure(path) == found
+    other = replace(old, threads=old.threads + 1)  # another machine's
+    with_kernel_rates(other, first, path)
+    assert asked[2:] == [["Q8_0"]]

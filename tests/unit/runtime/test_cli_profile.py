@@ -15,7 +15,9 @@ from offload import flash_probe
 from offload.errors import FlashError
 from planner import profile as profiles
 from planner.machine import KernelPoint
+from planner.planned_draft import LearnedAcceptance
 from planner.profile_kernels import KernelPoints
+from planner.profile_learned import record_observation
 from runtime.cli import profile as command
 from runtime.cli.main import State, app
 
@@ -66,10 +68,14 @@ def test_a_model_names_drive_and_types(tmp_path: Path) -> None:
 
 def test_again_keeps_what_runs_taught(tmp_path: Path) -> None:
     invoke()
-    profile = profiles.record_observation(profiles.load_or_measure(), ["decode/test"], predicted_s=1.0, measured_s=2.0)
+    profile = record_observation(profiles.load_or_measure(), ["decode/test"], predicted_s=1.0, measured_s=2.0)
+    profile = replace(profile, acceptances={"demo with a draft": LearnedAcceptance(0.7, 3)})
+    profiles.save(profile)
     assert profile.residuals
     invoke("--again")
-    assert profiles.load_or_measure().residuals == profile.residuals
+    again = profiles.load_or_measure()
+    assert again.residuals == profile.residuals
+    assert again.acceptances == profile.acceptances
 
 
 def test_a_picture(tmp_path: Path) -> None:
