@@ -21,7 +21,7 @@ from runtime.speculative.options import DraftOptions
 from runtime.speculative.sequence import Passed, SpeculativeSequence
 from runtime.speculative.totals import Totals
 from tests.support import models
-from tests.support.drafting import LetterTokenizer, PatternDraft, policy
+from tests.support.drafting import AnyLetterTokenizer, PatternDraft, policy
 from tests.support.hybrid import hybrid, model_of
 
 IDS = models.prompt(length=45)
@@ -92,22 +92,11 @@ def test_sequences_beside_each_other(name: str, tmp_path: Path) -> None:
                 assert_same_bits(row[-1], wanted)
 
 
-class Tokens(LetterTokenizer):
-    """Any token is a letter; none ends an answer."""
-
-    vocab_size = models.VOCAB
-    eog_ids = frozenset()
-
-    def stream(self, *, prompt_ids):
-        decoder = super().stream(prompt_ids=prompt_ids)
-        push = decoder.push
-        decoder.push = lambda token_id: push(token_id % 20)
-        return decoder
-
-
 def decoded(runner: Executor, draft: PatternDraft | None) -> tuple[list[int], NDArray[np.float32]]:
     """24 tokens behind a prompt, with or without drafts, and the logits that each was drawn from."""
-    state = Generation(Tokens(), Session(runner.new_kv(100)), IDS, sampling=SamplingParams(seed=1), max_tokens=24)
+    state = Generation(
+        AnyLetterTokenizer(), Session(runner.new_kv(100)), IDS, sampling=SamplingParams(seed=1), max_tokens=24
+    )
     rows: list[NDArray[np.float32]] = []
 
     def advance(row: NDArray[np.float32]) -> None:

@@ -20,6 +20,7 @@ from runtime.speculative.policy import Policy
 from runtime.speculative.sequence import Passed, SpeculativeSequence
 from runtime.speculative.totals import Totals
 from runtime.tokenizer.stream import StreamDecoder
+from tests.support import models
 
 VOCABULARY = [bytes([code]) for code in range(97, 117)] + [b"\xe2\x82", b"\xac", b""]
 END = len(VOCABULARY) - 1
@@ -83,10 +84,20 @@ class LetterTokenizer:
     """One token a letter, two halves of a character, and an end."""
 
     vocab_size = len(VOCABULARY)
-    eog_ids = frozenset({END})
+    eog_ids: frozenset[int] = frozenset({END})
 
     def stream(self, *, prompt_ids: Sequence[int]) -> StreamDecoder:
         return StreamDecoder(lambda token_id: VOCABULARY[token_id])
+
+
+class AnyLetterTokenizer(LetterTokenizer):
+    """For the small models of the tests: any token is a letter; none ends an answer."""
+
+    vocab_size = models.VOCAB
+    eog_ids: frozenset[int] = frozenset()
+
+    def stream(self, *, prompt_ids: Sequence[int]) -> StreamDecoder:
+        return StreamDecoder(lambda token_id: VOCABULARY[token_id % 20])
 
 
 class PatternDraft:

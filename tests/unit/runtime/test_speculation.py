@@ -18,7 +18,7 @@ from runtime.speculative.options import DEFAULT_MOST, DraftOptions
 from runtime.speculative.sequence import Passed, SpeculativeSequence
 from runtime.speculative.totals import Totals
 from tests.support import models, programs
-from tests.support.drafting import LetterTokenizer, PatternDraft, TreePatternDraft, policy
+from tests.support.drafting import AnyLetterTokenizer, PatternDraft, TreePatternDraft, policy
 
 GREEDY = SamplingParams(temperature=0)
 SAMPLINGS = (
@@ -155,23 +155,10 @@ def assert_rows_are_those_of(reference, found):
         np.testing.assert_array_equal(mine.view(np.uint16), plain.view(np.uint16)[:, : mine.shape[1]])
 
 
-class Tokens(LetterTokenizer):
-    """Any token is a letter; none ends an answer."""
-
-    vocab_size = models.VOCAB
-    eog_ids = frozenset()
-
-    def stream(self, *, prompt_ids):
-        decoder = super().stream(prompt_ids=prompt_ids)
-        push = decoder.push
-        decoder.push = lambda token_id: push(token_id % 20)
-        return decoder
-
-
 def decoded(runner, prompt, draft):
     """40 tokens, with or without drafts."""
     session = Session(runner.new_kv(100))
-    state = Generation(Tokens(), session, prompt, sampling=SamplingParams(seed=1), max_tokens=40)
+    state = Generation(AnyLetterTokenizer(), session, prompt, sampling=SamplingParams(seed=1), max_tokens=40)
     state.advance(runner.forward([state.next_step(100)])[0][-1])
     sequence, by = None, policy(most=16, most_tree=40)
     if draft is not None:
