@@ -40,7 +40,7 @@ def main() -> None:
         policies = [KVPolicy(*kinds, budget_tokens=budget) for budget in (None, options.budget)]
         caches = [executor.new_kv(context, policy) for policy in policies]
         for kv in caches:
-            _fill(kv, options.tokens)
+            fill(kv, options.tokens)
             _decode(executor, kv, options.tokens)
         times: list[list[float]] = [[], []]
         for _ in range(options.rounds):
@@ -64,7 +64,7 @@ def _plain_bytes(layout: KVLayout) -> int:
     return 2 * layout.capacity_tokens * layout.kv_heads * (layout.key_length + layout.value_length)
 
 
-def _fill(kv: ProgramKV, tokens: int) -> None:
+def fill(kv: ProgramKV, tokens: int) -> None:
     """Puts random rows into a cache, of keys that differ in size as those of models do."""
     random = np.random.default_rng(0)
     layout = kv.rows_layout
