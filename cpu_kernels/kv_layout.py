@@ -12,7 +12,6 @@ value. A byte of 4 or 2 bits of a key holds dimensions two apart, the first in i
 16 or 8 apart. Scales, then minima, follow a block's numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,43 +114,6 @@ class KVLayout:
         """(kv_heads, blocks, bytes of a block) of a chunk's values: a view."""
         shape = (self.kv_heads, PIECE_BLOCKS, self.value_block_bytes)
         return chunk[self.values_start :][: self.kv_heads * PIECE_BLOCKS * self.value_block_bytes].reshape(shape)
-
-    def unpack_keys(self, chunks: Sequence[Bytes], tokens: int) -> NDArray[np.float16]:
-        """(kv_heads, tokens, key_length) of the first tokens of float16 keys."""
-        return np.concatenate([self._keys(chunk).transpose(0, 1, 3, 2) for chunk in chunks], axis=1).reshape(
-            self.kv_heads, -1, self.key_length
-        )[:, :tokens]
-
-    def unpack_values(self, chunks: Sequence[Bytes], tokens: int) -> NDArray[np.float16]:
-        """(kv_heads, tokens, value_length) of the first tokens of float16 values."""
-        return np.concatenate([self._values(chunk).transpose(0, 1, 3, 2, 4) for chunk in chunks], axis=1).reshape(
-            self.kv_heads, -1, self.value_tiles * TILE_DIMS
-        )[:, :tokens, : self.value_length]
-
-    def pack_keys(self, chunks: Sequence[Bytes], keys: NDArray[np.float16]) -> None:
-        """Writes the keys of the first tokens, (kv_heads, tokens, key_length), where `unpack_keys` finds them."""
-        for first in range(0, keys.shape[1], BLOCK_TOKENS):
-            piece, block = divmod(first // BLOCK_TOKENS, PIECE_BLOCKS)
-            part = keys[:, first : first + BLOCK_TOKENS]
-            self._keys(chunks[piece])[:, block, :, : part.shape[1]] = part.transpose(0, 2, 1)
-
-    def pack_values(self, chunks: Sequence[Bytes], values: NDArray[np.float16]) -> None:
-        """Writes the values of the first tokens, (kv_heads, tokens, value_length), where `unpack_values` finds them."""
-        for first in range(0, values.shape[1], BLOCK_TOKENS):
-            piece, block = divmod(first // BLOCK_TOKENS, PIECE_BLOCKS)
-            part = values[:, first : first + BLOCK_TOKENS]
-            tiles = self._values(chunks[piece])
-            for tile in range(self.value_tiles):
-                dims = part[..., tile * TILE_DIMS : (tile + 1) * TILE_DIMS]
-                tiles[:, block, tile, : part.shape[1], : dims.shape[2]] = dims
-
-    def _keys(self, chunk: Bytes) -> NDArray[np.float16]:
-        shape = (self.kv_heads, PIECE_BLOCKS, self.key_length, BLOCK_TOKENS)
-        return self.keys_of(chunk).view(np.float16).reshape(shape)
-
-    def _values(self, chunk: Bytes) -> NDArray[np.float16]:
-        shape = (self.kv_heads, PIECE_BLOCKS, self.value_tiles, BLOCK_TOKENS, TILE_DIMS)
-        return self.values_of(chunk).view(np.float16).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,33 @@ def call_futex(_context: Any, syscall: Any, number: Any, address: Any, what: Any
 
 
 @intrinsic
+def call_io(_context: Any, function: Any, descriptor: Any, address: Any, num_bytes: Any, offset: Any) -> Any:
+    """Calls `ssize_t f(int, void *, size_t, off_t)` at an address: `pread`; `read` and `write`, which take no offset.
+
+    -1 where it failed.
+    """
+
+    def emit(b: Any, function: Any, descriptor: Any, *arguments: Any) -> Any:
+        signature = ir.FunctionType(I64, [I32, I64, I64, I64])
+        return b.call(b.inttoptr(function, signature.as_pointer()), [b.trunc(descriptor, I32), *arguments])
+
+    return _lowered(types.int64, (types.int64,) * 5, emit)
+
+
+@intrinsic
+def copy_bytes(_context: Any, to: Any, source: Any, num_bytes: Any) -> Any:
+    """Copies bytes between places that do not overlap."""
+
+    def emit(b: Any, to: Any, source: Any, num_bytes: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        name = "llvm.memcpy.p0.p0.i64"
+        places = b.inttoptr(to, byte), b.inttoptr(source, byte)
+        return call_llvm(b, name, ir.VoidType(), *places, num_bytes, ir.IntType(1)(0))
+
+    return _lowered(types.void, (types.int64,) * 3, emit)
+
+
+@intrinsic
 def call_plain(_context: Any, function: Any) -> Any:
     """Calls the C function `int f(void)` at an address."""
 

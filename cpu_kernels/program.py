@@ -75,6 +75,15 @@ def divided(field: Field, divisor: int) -> Field:
     return replace(field, divisor=divisor)
 
 
+def less(field: Field, number: int) -> Field:
+    """A field less a number; ValueError for a parameter that has a factor already."""
+    if isinstance(field, int):
+        return field - number
+    if field.factor != 1:
+        raise ValueError(f"{field} cannot be lessened")
+    return replace(field, offset=field.offset - number * field.divisor)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One operation with its arguments. `keep`: objects whose memory the arguments point to."""

@@ -4,57 +4,110 @@ from dataclasses import dataclass
 
 import torch
 
+GROUP = 32  # neighbouring dimensions of a head that share a scale
+_WHOLE = torch.float16, torch.bfloat16
+_CODED = torch.int8, torch.uint8
+
+
+@dataclass(frozen=True, slots=True)
+class KVRows:
+    """The keys, or the values, of one layer, of all sequences: of every token a row for each KV head.
+
+    `numbers` (blocks, block_tokens, kv_heads, n), contiguous: float16 or bfloat16, n = `length`. Or codes with `scales`
+    (blocks, block_tokens, kv_heads, groups) float16, one for 32 neighbouring dimensions or what is left of them: int8,
+    a number being code * scale; or uint8 with two codes of 4 bits, a number being (code - 8) * scale. Of codes there
+    are whole steps of `step` dimensions, what lies behind `length` filling them up: zeros, or where a step is a whole
+    group the code of that group's first. A byte of 4-bit codes holds dimensions step / 2 apart, the first in its low
+    bits. `is_turned`: rows, and for keys queries too, are multiplied by the orthogonal Walsh-Hadamard matrix.
+    """
+
+    numbers: torch.Tensor
+    length: int
+    scales: torch.Tensor | None = None
+    step: int = 1
+    is_turned: bool = False
+
+    def __post_init__(self) -> None:
+        is_coded = self.scales is not None
+        shape, groups = self.numbers.shape, -(-self.length // GROUP)
+        if self.numbers.dtype not in (_CODED if is_coded else _WHOLE):
+            raise TypeError(f"keys or values are {self.numbers.dtype}, {'with' if is_coded else 'without'} scales")
+        if len(shape) != 4 or shape[3] != row_numbers(self.numbers.dtype, self.length, self.step):
+            raise ValueError(f"keys or values {tuple(shape)} of heads of {self.length}, in steps of {self.step}")
+        if self.scales is not None and (*shape[:3], groups) != self.scales.shape:
+            raise ValueError(f"keys or values {tuple(shape)} and scales {tuple(self.scales.shape)}")
+        if self.scales is not None and self.scales.dtype != torch.float16:
+            raise TypeError(f"scales of keys or values are {self.scales.dtype}, not float16")
+        if self.is_turned and self.length & (self.length - 1):
+            raise ValueError(f"heads of {self.length} cannot be turned: not a power of two")
+
+    @property
+    def kind(self) -> str:
+        """The name of the type that the numbers are kept in."""
+        return {_WHOLE[0]: "f16", _WHOLE[1]: "bf16", _CODED[0]: "q8_0", _CODED[1]: "q4_0"}[self.numbers.dtype]
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All that lies in memory, in tensors with a row a block."""
+        return (self.numbers,) if self.scales is None else (self.numbers, self.scales)
+
+
+def row_numbers(dtype: torch.dtype, length: int, step: int) -> int:
+    """How many numbers, or bytes with two codes, a row of `length` dimensions takes."""
+    return -(-length // step) * step // (2 if dtype == torch.uint8 else 1)
+
 
 @dataclass(frozen=True, slots=True)
 class KVBlocks:
-    """The keys and values of one layer, of all sequences: a pool of blocks of `block_tokens` tokens.
+    """The keys and values of one layer, of all sequences: a pool of blocks of `block_tokens` tokens."""
 
-    `keys` (blocks, block_tokens, kv_heads, key_length) and `values` (..., value_length), contiguous, float16; or int8
-    with `key_scales` and `value_scales` (blocks, block_tokens, kv_heads) float32: a number is code * scale, the scale
-    being the greatest magnitude of a head's token / 127.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    key_scales: torch.Tensor | None = None
-    value_scales: torch.Tensor | None = None
+    keys: KVRows
+    values: KVRows
 
     def __post_init__(self) -> None:
-        shape = self.keys.shape[:3]
-        if self.keys.ndim != 4 or self.values.ndim != 4 or self.values.shape[:3] != shape:
-            raise ValueError(f"keys {tuple(self.keys.shape)} and values {tuple(self.values.shape)}")
-        wanted = torch.float16 if self.key_scales is None else torch.int8
-        if self.keys.dtype != wanted or self.values.dtype != wanted:
-            raise TypeError(f"keys are {self.keys.dtype} and values {self.values.dtype}, not {wanted}")
-        for scales in (self.key_scales, self.value_scales):
-            if (scales is None) != (self.key_scales is None) or (scales is not None and scales.shape != shape):
-                raise ValueError("int8 keys and values both have scales (blocks, block_tokens, kv_heads)")
+        shapes = [tuple(rows.numbers.shape) for rows in (self.keys, self.values)]
+        if shapes[0][:3] != shapes[1][:3]:
+            raise ValueError(f"keys {shapes[0]} and values {shapes[1]}")
+
+    @property
+    def count(self) -> int:
+        """How many blocks."""
+        return self.keys.numbers.shape[0]
 
     @property
     def block_tokens(self) -> int:
         """Tokens of a block."""
-        return self.keys.shape[1]
+        return self.keys.numbers.shape[1]
 
     @property
     def kv_heads(self) -> int:
         """Heads that have keys."""
-        return self.keys.shape[2]
+        return self.keys.numbers.shape[2]
 
     @property
     def key_length(self) -> int:
-        """Numbers of a key."""
-        return self.keys.shape[3]
+        """Dimensions of a key."""
+        return self.keys.length
 
     @property
     def value_length(self) -> int:
-        """Numbers of a value."""
-        return self.values.shape[3]
+        """Dimensions of a value."""
+        return self.values.length
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All that lies in memory, in tensors with a row a block."""
+        return (*self.keys.parts, *self.values.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(part.nbytes for part in self.parts)
 
     @property
     def token_bytes(self) -> int:
         """Bytes that one token takes."""
-        numbers = self.kv_heads * (self.key_length + self.value_length)
-        return numbers * self.keys.element_size() + (0 if self.key_scales is None else 8 * self.kv_heads)
+        return sum(part[0, 0].nbytes for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,9 @@ def check_attention(
     lanes.tokens_each(queries.shape[0])
     heads = queries.shape[1] // cache.key_length
     if queries.shape[1] % cache.key_length or out.shape != (queries.shape[0], heads * cache.value_length):
-        raise ValueError(f"attention: queries {tuple(queries.shape)} and out {tuple(out.shape)} for {cache.keys.shape}")
+        raise ValueError(
+            f"attention: queries {tuple(queries.shape)} and out {tuple(out.shape)} for {cache.keys.numbers.shape}"
+        )
     if heads % cache.kv_heads:
         raise ValueError(f"attention: {heads} heads share {cache.kv_heads} KV heads")
     if window is not None and window < 1:

@@ -130,6 +130,7 @@ class Kernels(Protocol):
     ) -> None:
         """Norms (if given) and rotates queries in place; norms and rotates keys, appends keys and values to the cache.
 
+        Queries are turned where the cache's keys are (`KVRows`).
         queries (tokens, heads * key_length), keys (tokens, kv_heads * key_length), values (tokens, kv_heads *
         value_length), positions (tokens,) int32 on the device, each within its lane's blocks.
         """
@@ -149,9 +150,10 @@ class Kernels(Protocol):
     ) -> None:
         """out (tokens, heads * value_length): causal attention of each lane's newest tokens over all of its tokens.
 
-        queries (tokens, heads * key_length), rotated; heads h * g to (h + 1) * g - 1 share KV head h. `window`: a token
-        sees itself and the window - 1 before it. `marks` (tokens, 2 * heads) float32, where the lanes' tokens are a
-        part of what is attended: it takes each head's greatest score, then each head's sum of exp(score - greatest).
+        queries (tokens, heads * key_length) as `heads` leaves them; heads h * g to (h + 1) * g - 1 share KV head h. Out
+        is turned back where values are turned. `window`: a token sees itself and the window - 1 before it. `marks`
+        (tokens, 2 * heads) float32, where the lanes' tokens are a part of what is attended: it takes each head's
+        greatest score, then each head's sum of exp(score - greatest).
         """
         ...
 

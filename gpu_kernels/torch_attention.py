@@ -9,7 +9,8 @@ import math
 
 import torch
 
-from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels import torch_rows
+from gpu_kernels.blocks import KVBlocks, KVRows, Lanes, Rotation
 from gpu_kernels.row_sums import applied
 from gpu_kernels.torch_products import TILE, sums_alike
 
@@ -29,24 +30,14 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, rotation: Rotation) -> torc
     return torch.cat((low * cos - high * sin, low * sin + high * cos, rest), dim=-1)
 
 
-def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes int8 (..., length) and scales float32 (...): the greatest magnitude / 127; zeros have the scale 0."""
-    scales = x.abs().amax(-1) / 127
-    codes = torch.where(scales[..., None] > 0, x / scales[..., None], 0.0)
-    return torch.round(codes).to(torch.int8), scales
-
-
 def append(cache: KVBlocks, lanes: Lanes, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
     """Puts keys and values (tokens, kv_heads, length) float32 where their positions lie."""
     each = lanes.tokens_each(keys.shape[0])
     lane = torch.arange(keys.shape[0], device=keys.device) // each
     block = lanes.table[lane, (positions // cache.block_tokens).long()].long()
     place = (positions % cache.block_tokens).long()
-    for store, scales, new in ((cache.keys, cache.key_scales, keys), (cache.values, cache.value_scales, values)):
-        if scales is None:
-            store[block, place] = new.half()
-        else:
-            store[block, place], scales[block, place] = quantize(new)
+    for rows, new in ((cache.keys, keys), (cache.values, values)):
+        torch_rows.put(rows, block, place, new)
 
 
 def attend(
@@ -69,6 +60,8 @@ def attend(
         for first in range(0, each, lane.tile_tokens(rows.shape[1])):
             part = slice(first, first + lane.tile_tokens(rows.shape[1]))
             found, greatest, sums = lane.attend(rows[part], first - each)
+            if cache.values.is_turned:
+                found = torch_rows.turned(found)
             target[part] = found.flatten(1)
             if marks is not None:
                 marks[number * each : (number + 1) * each][part] = torch.cat((greatest, sums), dim=1)
@@ -155,20 +148,14 @@ class _Lane:
         if start not in self._held:
             cache, there = self._cache, torch.arange(start, start + self._run, device=self._table.device) < self._length
             blocks = self._table[start // cache.block_tokens : (start + self._run) // cache.block_tokens].long()
-            keys = self._filled(cache.keys, cache.key_scales, blocks, there)
-            values = self._filled(cache.values, cache.value_scales, blocks, there)
+            keys, values = (self._filled(rows, blocks, there) for rows in (cache.keys, cache.values))
             values = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1).transpose(1, 2)
             self._held[start] = keys.contiguous(), values.contiguous()
         return self._held[start]
 
-    def _filled(
-        self, store: torch.Tensor, scales: torch.Tensor | None, blocks: torch.Tensor, there: torch.Tensor
-    ) -> torch.Tensor:
+    def _filled(self, rows: KVRows, blocks: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """Zeros where nothing lies yet: unused memory may hold NaN, and 0 * NaN is NaN."""
-        held = store[blocks].float()
-        if scales is not None:
-            held = held * scales[blocks][..., None]
-        held = held.flatten(0, 1).transpose(0, 1)  # (kv_heads, tokens, length)
+        held = torch_rows.read(rows, blocks).flatten(0, 1).transpose(0, 1)  # (kv_heads, tokens, length)
         missing = self._run - held.shape[1]
         if missing:
             held = torch.nn.functional.pad(held, (0, 0, 0, missing))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from gpu_kernels import checks, torch_attention
+from gpu_kernels import checks, torch_attention, torch_rows
 from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
 from gpu_kernels.kernels import SMALLEST_WEIGHT_SUM
 from gpu_kernels.matrix import GpuMatrix
@@ -168,6 +168,8 @@ class TorchKernels:
             if norm is not None:
                 parts = normed(parts, norm, eps)
             turned.append(torch_attention.rotate(parts, positions, rotation))
+        if cache.keys.is_turned:
+            turned[0] = torch_rows.turned(turned[0])
         queries.copy_(turned[0].flatten(1))
         new_values = values.view(tokens, cache.kv_heads, -1).float()
         torch_attention.append(cache, lanes, positions, turned[1], new_values)

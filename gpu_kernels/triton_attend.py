@@ -2,7 +2,7 @@
 
 import torch
 
-from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels.blocks import GROUP, KVBlocks, KVRows, Lanes, Rotation
 from gpu_kernels.tiles import SPLIT_TOKENS, GpuTraits, attention_tile, power_of_two
 from gpu_kernels.triton_attention import attention_kernel
 from gpu_kernels.triton_heads import heads_kernel
@@ -24,14 +24,18 @@ def attend(
     gpu: GpuTraits,
     is_exact: bool,
 ) -> None:
-    """See `Kernels.attention`. Products are float16 with float32 sums where there are matrix units, else float32."""
+    """See `Kernels.attention`.
+
+    Products are float16 with float32 sums where there are matrix units; else, and with bfloat16, which has greater
+    numbers, float32.
+    """
     tokens = queries.shape[0]
     each = lanes.tokens_each(tokens)
     heads = queries.shape[1] // cache.key_length
     group = heads // cache.kv_heads
     capacity = lanes.table.shape[1] * cache.block_tokens
     longest = max(cache.key_length, cache.value_length)
-    is_float32 = is_exact or not gpu.has_matrix_units
+    is_float32 = is_exact or not gpu.has_matrix_units or "bf16" in (cache.keys.kind, cache.values.kind)
     tile = attention_tile(group, each, capacity, longest, is_float32=is_float32)
     is_split = tile.splits > 1
     parts = sums = out
@@ -39,22 +43,22 @@ def attend(
     if is_split:
         parts = torch.empty((tile.splits, tokens, heads, cache.value_length), device=out.device)
         sums = torch.empty((tile.splits, tokens, heads), device=out.device)
-    key_scales, value_scales = _scales(cache)
-    padded_value = max(16, power_of_two(cache.value_length))
+    (keys, key_scales), (values, value_scales) = _places(cache.keys), _places(cache.values)
+    padded_key, padded_value = _width(cache.keys, 16), _width(cache.values, 16)
     attention_kernel[(-(-each * group // tile.rows), lanes.count * cache.kv_heads, tile.splits)](
-        *(queries, cache.keys, cache.values, key_scales, value_scales, lanes.table, lanes.lengths),
+        *(queries, keys, values, key_scales, value_scales, lanes.table, lanes.lengths),
         *(out, parts, sums, told),
         *(each, lanes.table.stride(0), queries.stride(0), out.stride(0), told.stride(0), cache.kv_heads),
         *(scale, window or 0, softcap or 1.0),
         GROUP=group,
         KEY=cache.key_length,
         VALUE=cache.value_length,
-        D=max(16, power_of_two(cache.key_length)),
+        D=padded_key,
         E=padded_value,
         BLOCK_TOKENS=cache.block_tokens,
         M=tile.rows,
         N=tile.tokens,
-        IS_INT8=cache.key_scales is not None,
+        **_forms(cache),
         HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None,
         HAS_MARKS=has_marks,
@@ -104,30 +108,46 @@ def turn_and_append(
     """See `Kernels.heads`."""
     tokens, length = queries.shape[0], cache.key_length
     heads = queries.shape[1] // length
-    key_scales, value_scales = _scales(cache)
+    (key_cache, key_scales), (value_cache, value_scales) = _places(cache.keys), _places(cache.values)
     heads_kernel[(tokens, heads + 2 * cache.kv_heads)](
         *(queries, keys, values, positions, rotation.cos, rotation.sin),
-        *(cache.keys, cache.values, key_scales, value_scales, lanes.table),
+        *(key_cache, value_cache, key_scales, value_scales, lanes.table),
         *(queries if query_norm is None else query_norm, keys if key_norm is None else key_norm),
         *(lanes.tokens_each(tokens), lanes.table.stride(0), queries.stride(0), keys.stride(0), values.stride(0)),
         *(heads, cache.kv_heads, eps),
         LENGTH=length,
         VALUE=cache.value_length,
         PAIRS=rotation.pairs,
-        P=power_of_two(rotation.pairs),
-        REST=power_of_two(max(1, length - 2 * rotation.pairs)),
-        E=power_of_two(cache.value_length),
+        D=_width(cache.keys, 1),
+        E=_width(cache.values, 1),
         BLOCK_TOKENS=cache.block_tokens,
         NEIGHBOURS=rotation.neighbours,
         HAS_NORM=query_norm is not None,
-        IS_INT8=cache.key_scales is not None,
+        TURNS_KEYS=cache.keys.is_turned,
+        **_forms(cache),
         num_warps=1,
-        enable_fp_fusion=True,
+        enable_fp_fusion=False,  # codes are rounded as the CPU's
     )
 
 
-def _scales(cache: KVBlocks) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of an int8 cache; else something in their place that is not read."""
-    if cache.key_scales is None or cache.value_scales is None:
-        return cache.keys, cache.values
-    return cache.key_scales, cache.value_scales
+def _forms(cache: KVBlocks) -> dict[str, str | int | bool]:
+    """What kernels are compiled for, of how rows are kept."""
+    keys, values = cache.keys, cache.values
+    return {
+        "KEY_KIND": keys.kind,
+        "KEY_STEP": keys.step,
+        "VALUE_KIND": values.kind,
+        "VALUE_STEP": values.step,
+        "TURNS_VALUES": values.is_turned,
+    }
+
+
+def _places(rows: KVRows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers, of bfloat16 the bits; scales, or something in their place that is not read."""
+    numbers = rows.numbers.view(torch.int16) if rows.kind == "bf16" else rows.numbers
+    return numbers, numbers if rows.scales is None else rows.scales
+
+
+def _width(rows: KVRows, least: int) -> int:
+    """Of vectors that hold a row: whole groups where it has some."""
+    return max(least if rows.scales is None else GROUP, power_of_two(rows.length))

@@ -12,15 +12,7 @@ read on the device. Memory behind a lane's length may hold anything. Knows nothi
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _load_tile(cache, scales, place, there, dim, LENGTH: tl.constexpr, kv_heads, head, IS_INT8: tl.constexpr):
-    """Keys or values (N, D) as they are stored, zeros where there is none, and their scales (N,)."""
-    row = place * kv_heads + head  # of a matrix (blocks * block_tokens * kv_heads, LENGTH)
-    seen = there[:, None] & (dim < LENGTH)[None, :]
-    numbers = tl.load(cache + row[:, None] * LENGTH + dim[None, :], mask=seen, other=0)
-    factor = tl.load(scales + row, mask=there, other=0.0) if IS_INT8 else tl.zeros((place.shape[0],), tl.float32)
-    return numbers, factor
+from gpu_kernels.triton_rows import dims_of, load_rows, turned
 
 
 @triton.jit(do_not_specialize=["tokens_each"])
@@ -53,7 +45,11 @@ def attention_kernel(
     BLOCK_TOKENS: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
-    IS_INT8: tl.constexpr,
+    KEY_KIND: tl.constexpr,
+    KEY_STEP: tl.constexpr,
+    VALUE_KIND: tl.constexpr,
+    VALUE_STEP: tl.constexpr,
+    TURNS_VALUES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_MARKS: tl.constexpr,
@@ -76,12 +72,12 @@ def attention_kernel(
     position = length - tokens_each + token
     head = kv_head * GROUP + index % GROUP
     row = (lane * tokens_each + token).to(tl.int64)
-    dim, value_dim = tl.arange(0, D), tl.arange(0, E)
+    dim, value_dim = dims_of(D, KEY_KIND, KEY_STEP), dims_of(E, VALUE_KIND, VALUE_STEP)
     place = (row * query_stride + head * KEY)[:, None] + dim[None, :]
-    turned = tl.load(queries + place, mask=is_row[:, None] & (dim < KEY)[None, :], other=0.0).to(tl.float32)
+    query = tl.load(queries + place, mask=is_row[:, None] & (dim < KEY)[None, :], other=0.0).to(tl.float32)
     kind: tl.constexpr = tl.float32 if IS_EXACT else tl.float16
     precision: tl.constexpr = "ieee" if IS_EXACT else "tf32"
-    turned = (turned * scale).to(kind)
+    query = (query * scale).to(kind)
 
     last = tl.minimum(length, length - tokens_each + (tl.program_id(0) * M + M - 1) // GROUP + 1)
     start = tl.zeros_like(length)
@@ -98,11 +94,9 @@ def attention_kernel(
         seen = begin + tl.arange(0, N)
         there = seen < last
         block = tl.load(table + lane * table_stride + seen // BLOCK_TOKENS, mask=there, other=0)
-        where = block.to(tl.int64) * BLOCK_TOKENS + seen % BLOCK_TOKENS
-        key, key_factor = _load_tile(keys, key_scales, where, there, dim, KEY, kv_heads, kv_head, IS_INT8)
-        scores = tl.dot(turned, tl.trans(key.to(kind)), input_precision=precision)
-        if IS_INT8:
-            scores *= key_factor[None, :]
+        held = (block.to(tl.int64) * BLOCK_TOKENS + seen % BLOCK_TOKENS) * kv_heads + kv_head
+        key = load_rows(keys, key_scales, held, there, KEY, KEY_KIND, KEY_STEP, N, D)
+        scores = tl.dot(query, tl.trans(key.to(kind)), input_precision=precision)
         if HAS_SOFTCAP:
             scores = softcap * (2 / (1 + tl.exp(-2 * scores / softcap)) - 1)  # tanh
         behind = position[:, None] - seen[None, :]
@@ -115,16 +109,14 @@ def attention_kernel(
         weights = tl.exp(scores - safe[:, None])
         shrink = tl.exp(greatest - safe)
         total = total * shrink + tl.sum(weights, axis=1)
-        value, value_factor = _load_tile(
-            values, value_scales, where, there, value_dim, VALUE, kv_heads, kv_head, IS_INT8
-        )
-        if IS_INT8:
-            weights *= value_factor[None, :]
+        value = load_rows(values, value_scales, held, there, VALUE, VALUE_KIND, VALUE_STEP, N, E)
         mixed = mixed * shrink[:, None] + tl.dot(weights.to(kind), value.to(kind), input_precision=precision)
         greatest = peak
 
     heads = kv_heads * GROUP
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    if TURNS_VALUES:  # in the order of places, of which a dimension's bits are a permutation, as the matrix allows
+        mixed = turned(mixed, M, E, VALUE)
     kept = is_row[:, None] & (value_dim < VALUE)[None, :]
     if IS_SPLIT:
         part = (tl.program_id(2) * (tl.num_programs(1) // kv_heads) * tokens_each + row) * heads + head

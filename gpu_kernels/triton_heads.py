@@ -8,29 +8,19 @@ A program serves one head of one token: a query, in place, or a key, or a value.
 import triton
 import triton.language as tl
 
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest, of two to the even one
+from gpu_kernels.triton_rows import store_row, turned
 
 
 @triton.jit
 def _cache_row(positions, table, token, tokens_each, table_stride, kv_heads, head, BLOCK_TOKENS: tl.constexpr):
-    """The row of a matrix (blocks * block_tokens * kv_heads, length) that a token's head has."""
+    """The row of a matrix (blocks * block_tokens * kv_heads, ...) that a token's head has."""
     position = tl.load(positions + token)
     block = tl.load(table + token // tokens_each * table_stride + position // BLOCK_TOKENS).to(tl.int64)
     return (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * kv_heads + head
 
 
 @triton.jit
-def _put(cache, place, numbers, there, factor, IS_INT8: tl.constexpr):
-    """Stores numbers as float16, or as codes of `factor`."""
-    if IS_INT8:
-        codes = numbers / tl.where(factor > 0, factor, 1.0)
-        tl.store(cache + place, ((codes + _ROUND) - _ROUND).to(tl.int8), mask=there)
-    else:
-        tl.store(cache + place, numbers.to(tl.float16), mask=there)
-
-
-@triton.jit
-def _turned(
+def _rotated(
     x,
     weight,
     cos,
@@ -38,30 +28,27 @@ def _turned(
     eps,
     PAIRS: tl.constexpr,
     LENGTH: tl.constexpr,
-    P: tl.constexpr,
-    REST: tl.constexpr,
+    D: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     HAS_NORM: tl.constexpr,
 ):
-    """The head at x, normed and rotated: pairs' first numbers, their second, what does not turn; then the places."""
-    pair = tl.arange(0, P)
-    is_pair = pair < PAIRS
-    first = 2 * pair if NEIGHBOURS else pair
-    second = first + 1 if NEIGHBOURS else pair + PAIRS
-    rest = 2 * PAIRS + tl.arange(0, REST)
-    is_rest = rest < LENGTH
-    low = tl.load(x + first, mask=is_pair, other=0.0).to(tl.float32)
-    high = tl.load(x + second, mask=is_pair, other=0.0).to(tl.float32)
-    other = tl.load(x + rest, mask=is_rest, other=0.0).to(tl.float32)
+    """The head at x, normed and rotated: (D,) float32, zeros behind LENGTH."""
+    dim = tl.arange(0, D)
+    there, is_pair = dim < LENGTH, dim < 2 * PAIRS
+    if NEIGHBOURS:
+        pair, is_second, other = dim // 2, dim % 2 == 1, dim ^ 1
+    else:
+        pair, is_second = dim % PAIRS, dim >= PAIRS
+        other = tl.where(is_second, dim - PAIRS, dim + PAIRS)
+    number = tl.load(x + dim, mask=there, other=0.0).to(tl.float32)
+    partner = tl.load(x + other, mask=is_pair, other=0.0).to(tl.float32)
     if HAS_NORM:
-        squares = tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0) + tl.sum(other * other, axis=0)
-        inverse = 1.0 / tl.sqrt(squares / LENGTH + eps)
-        low *= inverse * tl.load(weight + first, mask=is_pair, other=0.0)
-        high *= inverse * tl.load(weight + second, mask=is_pair, other=0.0)
-        other *= inverse * tl.load(weight + rest, mask=is_rest, other=0.0)
-    c = tl.load(cos + pair, mask=is_pair, other=0.0)
+        inverse = 1.0 / tl.sqrt(tl.sum(number * number, axis=0) / LENGTH + eps)
+        number *= inverse * tl.load(weight + dim, mask=there, other=0.0)
+        partner *= inverse * tl.load(weight + other, mask=is_pair, other=0.0)
+    c = tl.load(cos + pair, mask=is_pair, other=1.0)
     s = tl.load(sin + pair, mask=is_pair, other=0.0)
-    return low * c - high * s, low * s + high * c, other, first, second, rest, is_pair, is_rest
+    return number * c + partner * tl.where(is_second, s, -s)
 
 
 @triton.jit(do_not_specialize=["tokens_each"])
@@ -90,48 +77,43 @@ def heads_kernel(
     LENGTH: tl.constexpr,
     VALUE: tl.constexpr,
     PAIRS: tl.constexpr,
-    P: tl.constexpr,
-    REST: tl.constexpr,
+    D: tl.constexpr,
     E: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
     HAS_NORM: tl.constexpr,
-    IS_INT8: tl.constexpr,
+    KEY_KIND: tl.constexpr,
+    KEY_STEP: tl.constexpr,
+    TURNS_KEYS: tl.constexpr,
+    VALUE_KIND: tl.constexpr,
+    VALUE_STEP: tl.constexpr,
+    TURNS_VALUES: tl.constexpr,
 ):
-    """Programs (tokens, heads + 2 * kv_heads): queries, then keys, then values."""
+    """Programs (tokens, heads + 2 * kv_heads): queries, then keys, then values. Queries turn as keys do."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     angle = tl.load(positions + token).to(tl.int64) * PAIRS
     if part < heads:
         x = queries + token * query_stride + part * LENGTH
-        low, high, other, first, second, rest, is_pair, is_rest = _turned(
-            x, query_norm, cos + angle, sin + angle, eps, PAIRS, LENGTH, P, REST, NEIGHBOURS, HAS_NORM
-        )
-        kind = queries.dtype.element_ty
-        tl.store(x + first, low.to(kind), mask=is_pair)
-        tl.store(x + second, high.to(kind), mask=is_pair)
-        tl.store(x + rest, other.to(kind), mask=is_rest)
+        head = _rotated(x, query_norm, cos + angle, sin + angle, eps, PAIRS, LENGTH, D, NEIGHBOURS, HAS_NORM)
+        if TURNS_KEYS:
+            head = tl.reshape(turned(tl.reshape(head, (1, D)), 1, D, LENGTH), (D,))
+        tl.debug_barrier()  # all of the head has been read
+        tl.store(x + tl.arange(0, D), head.to(queries.dtype.element_ty), mask=tl.arange(0, D) < LENGTH)
     elif part < heads + kv_heads:
         x = keys + token * key_stride + (part - heads) * LENGTH
         row = _cache_row(positions, table, token, tokens_each, table_stride, kv_heads, part - heads, BLOCK_TOKENS)
-        low, high, other, first, second, rest, is_pair, is_rest = _turned(
-            x, key_norm, cos + angle, sin + angle, eps, PAIRS, LENGTH, P, REST, NEIGHBOURS, HAS_NORM
-        )
-        factor = 0.0
-        if IS_INT8:
-            greatest = tl.maximum(tl.max(tl.abs(low), axis=0), tl.max(tl.abs(high), axis=0))
-            factor = tl.maximum(greatest, tl.max(tl.abs(other), axis=0)) / 127
-            tl.store(key_scales + row, factor)
-        _put(key_cache, row * LENGTH + first, low, is_pair, factor, IS_INT8)
-        _put(key_cache, row * LENGTH + second, high, is_pair, factor, IS_INT8)
-        _put(key_cache, row * LENGTH + rest, other, is_rest, factor, IS_INT8)
+        head = _rotated(x, key_norm, cos + angle, sin + angle, eps, PAIRS, LENGTH, D, NEIGHBOURS, HAS_NORM)
+        if TURNS_KEYS:
+            head = tl.reshape(turned(tl.reshape(head, (1, D)), 1, D, LENGTH), (D,))
+            head = tl.where(tl.arange(0, D) < LENGTH, head, 0.0)
+        store_row(key_cache, key_scales, row, head, LENGTH, KEY_KIND, KEY_STEP, D)
     else:
-        head = part - heads - kv_heads
-        row = _cache_row(positions, table, token, tokens_each, table_stride, kv_heads, head, BLOCK_TOKENS)
+        kv_head = part - heads - kv_heads
+        place = _cache_row(positions, table, token, tokens_each, table_stride, kv_heads, kv_head, BLOCK_TOKENS)
         dim = tl.arange(0, E)
-        there = dim < VALUE
-        numbers = tl.load(values + token * value_stride + head * VALUE + dim, mask=there, other=0.0).to(tl.float32)
-        factor = 0.0
-        if IS_INT8:
-            factor = tl.max(tl.abs(numbers), axis=0) / 127
-            tl.store(value_scales + row, factor)
-        _put(value_cache, row * VALUE + dim, numbers, there, factor, IS_INT8)
+        value = tl.load(values + token * value_stride + kv_head * VALUE + dim, mask=dim < VALUE, other=0.0)
+        value = value.to(tl.float32)
+        if TURNS_VALUES:
+            value = tl.reshape(turned(tl.reshape(value, (1, E)), 1, E, VALUE), (E,))
+            value = tl.where(dim < VALUE, value, 0.0)
+        store_row(value_cache, value_scales, place, value, VALUE, VALUE_KIND, VALUE_STEP, E)

@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Sequence
 
 from offload import gguf_source
 from offload.errors import FlashError
@@ -36,21 +35,6 @@ class DirectFile:
     def close(self) -> None:
         """Gives the descriptor back."""
         os.close(self._descriptor)
-
-    def read_ranges(self, memory: memoryview, offset: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """As `read_into` for parts of the bytes from `offset` on, whole blocks from a first one to an end each.
-
-        Nothing is done for each but the read: there are thousands a second.
-        """
-        read, descriptor = gguf_source.positional_read, self._descriptor
-        for first, end in ranges:
-            try:
-                done = read(descriptor, memory[first:end], offset + first) == end - first
-            except OSError:
-                done = False
-            if not done:
-                self.read_into(memory[first:end], offset + first, end - first)
-        self.source.check_identity()
 
     def read_into(self, memory: memoryview, offset: int, needed: int) -> None:
         """Fills at least the first `needed` bytes of `memory`, which begins on a page, from a multiple of a block.

@@ -63,7 +63,7 @@ class Read:
     """A read to be asked for: `consume` gets the bytes, which are only valid during the call, or `failed` why not.
 
     `into`: memory for the bytes in place of the reading thread's own, whole blocks that begin on a page; the extent
-    must begin with a block. `ranges`: first byte and end of parts of the extent, whole blocks, that alone are read.
+    must begin with a block.
     """
 
     priority: Priority
@@ -71,7 +71,6 @@ class Read:
     consume: Consume
     failed: Failed
     into: NDArray[np.uint8] | None = None
-    ranges: Sequence[tuple[int, int]] | None = None
     started_s: float = 0.0  # 0: not yet
     given_up: bool = False
     over: bool = False  # done, failed or cancelled
@@ -114,11 +113,11 @@ class FlashReader(Closing):
         self._ending = threading.Condition(lock)  # the watch does
         self._closed = False
         self._busy_since = 0.0
-        names = [(self._read_all, f"strata-flash-{index}") for index in range(depth)]
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for target, name in (*names, (self._watch, "strata-flash-watch"))
+            threading.Thread(target=self._read_all, args=(memory,), name=f"strata-flash-{index}", daemon=True)
+            for index, memory in enumerate(self._buffers(depth))
         ]
+        self._threads.append(threading.Thread(target=self._watch, name="strata-flash-watch", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -200,9 +199,17 @@ class FlashReader(Closing):
             return ()
         return tuple(files)
 
-    def _read_all(self) -> None:
-        """A thread's life."""
-        array = read_buffer(self._memory_bytes)
+    def _buffers(self, count: int) -> list[NDArray[np.uint8]]:
+        try:
+            return [read_buffer(self._memory_bytes) for _ in range(count)]
+        except MemoryError as error:
+            for file in self._direct:
+                file.close()
+            size = f"{count} times {self._memory_bytes >> 10} KiB"
+            raise FlashError(f"{self._sources[0].path}: there is no memory to read to, {size}") from error
+
+    def _read_all(self, array: NDArray[np.uint8]) -> None:
+        """A thread's life; `array` is what it reads to."""
         view = array.data
         while (read := self._next()) is not None:
             error: StrataError | None = None
@@ -222,13 +229,6 @@ class FlashReader(Closing):
 
     def _fill(self, view: memoryview, array: NDArray[np.uint8], read: Read) -> NDArray[np.uint8]:
         extent = read.extent
-        if read.ranges is not None:
-            if self._direct:
-                self._direct[extent.source].read_ranges(view, extent.offset, read.ranges)
-            else:
-                for first, end in read.ranges:
-                    self._sources[extent.source].read_into(view[first:end], extent.offset + first)
-            return array
         if not self._direct:
             self._sources[extent.source].read_into(view[: extent.num_bytes], extent.offset)
             return array[: extent.num_bytes]
@@ -263,8 +263,7 @@ class FlashReader(Closing):
             read.over = True
             self._active.remove(read)
             self.counts.reads += 1
-            parts = read.ranges or [(0, read.extent.num_bytes)]
-            self.counts.num_bytes += sum(end - first for first, end in parts)
+            self.counts.num_bytes += read.extent.num_bytes
             if not self._active:
                 self.counts.busy_s += time.monotonic() - self._busy_since
             if self._is_idle():

@@ -54,6 +54,11 @@ def default_positional_read() -> PositionalRead:
 positional_read: PositionalRead = default_positional_read()
 
 
+def reads_plainly() -> bool:
+    """Whether positional reads are the system's own, which compiled code can make as well."""
+    return positional_read is _read_preadv
+
+
 class ByteSource:
     """A regular file open for reading; may be read from several threads at once.
 

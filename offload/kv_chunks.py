@@ -14,25 +14,48 @@ from numpy.typing import NDArray
 
 from offload.closing import Closing
 from offload.errors import FlashError
-from offload.flash import DEPTH
 from offload.kv_spill import Slot, SpillFile
 from offload.memory import reserved_bytes
+from offload.pairs import Pairs
 
 log = logging.getLogger("strata.kv")
+
+# Of a ring: as much as a drive of 2 GB/s reads while a layer of 8 ms does without keys and values. Rings of 8 to 32 MiB
+# were as fast for the 1B shape, half of 16384 tokens on flash; 4 MiB took 25% longer.
+RING_BYTES = 16 << 20
+RING_SLOTS = 8  # at least
+KEPT_PIECES = 2  # that stay in RAM before parts of others do
+CACHED_FOR_ONE = 3  # of the others
+RANGES = 4  # that fit into a ring: one is attended to while others arrive
 
 Bytes = NDArray[np.uint8]
 
 
-def staging_slots(layers: int, whole: int, part: int = 0) -> int:
-    """Chunks that a pass reads have room for: two layers', so that one is read while the other is computed.
+def staging_slots(layers: int, chunk_bytes: int, whole: int, part: int = 0) -> int:
+    """Chunks that passes have room for: `ring_slots` where so many pieces lie on flash in layers that are read `whole`.
 
-    One layer's in models of two layers, which else would gain nothing. `whole`: pieces on flash of layers that are read
-    whole. `part`: of those of which tokens choose a part: they have one layer's room, and passes over prompts, which
-    read them whole too, some slots more to read ahead with.
+    `part`: in layers of which tokens choose a part; they have one layer's room besides, which is the ring of passes
+    over prompts, because those read them whole too.
     """
-    if part:
-        return part + max(whole, min(part, DEPTH))
-    return whole * (2 if layers > 2 else 1)
+    if not part:
+        return ring_slots(layers, chunk_bytes, whole)
+    return max(part + max(ring_slots(layers, chunk_bytes, whole), 1), ring_slots(layers, chunk_bytes, part))
+
+
+def ring_slots(layers: int, chunk_bytes: int, pieces: int) -> int:
+    """Chunks of the ring to which layers with at most so many pieces on flash are read whole.
+
+    Two layers', so that one is read while the other is computed, of a model of two layers one's: more would gain
+    nothing. Of many pieces less will do, because they are gone through range by range.
+    """
+    return min(pieces * (2 if layers > 2 else 1), max(RING_BYTES // max(chunk_bytes, 1), RING_SLOTS))
+
+
+def cached_chunks(cold: int, warm: int) -> int:
+    """For how many of a layer's chunks there is room beside those in RAM, `warm`, to keep what tokens choose most of
+    those on flash, `cold`: it holds more of what is needed than chunks do, old or new.
+    """
+    return min(cold // 2, CACHED_FOR_ONE * max(warm - KEPT_PIECES, 0))
 
 
 class Chunk:
@@ -62,7 +85,7 @@ class ChunkStore(Closing):
         self._lock = threading.RLock()
         self._asked = threading.Condition(self._lock)
         self._saved = threading.Condition(self._lock)
-        self._queue: deque[Chunk] = deque()
+        self._queue: deque[tuple[Chunk, Pairs | None]] = deque()
         self._closed = False
         self._writer: threading.Thread | None = None
 
@@ -134,14 +157,14 @@ class ChunkStore(Closing):
         self.drop(chunk)
         return copy
 
-    def save(self, chunk: Chunk) -> None:
-        """Has it written to flash soon; it may be dropped or shared meanwhile."""
+    def save(self, chunk: Chunk, pairs: Pairs | None = None) -> None:
+        """Has it written to flash soon, as `pairs` if it may be read in part; it may be dropped or shared meanwhile."""
         with self._lock:
             if chunk.slot is not None or chunk.saving or not self.can_save or self._closed:
                 return
             chunk.saving = True
             chunk.owners += 1  # so that nobody writes to it
-            self._queue.append(chunk)
+            self._queue.append((chunk, pairs))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_all, name="strata-kv-writer", daemon=True)
                 self._writer.start()
@@ -211,12 +234,13 @@ class ChunkStore(Closing):
 
     def _write_all(self) -> None:
         """The writer's life."""
-        while (chunk := self._next()) is not None:
+        while (asked := self._next()) is not None:
+            chunk, pairs = asked
             assert self.spill is not None and chunk.memory is not None, "asked for by `save`"
             slot, failure = None, self.failure
             if failure is None and chunk.owners > 1:  # else nobody needs it any more
                 try:
-                    slot = self.spill.write(chunk.memory)
+                    slot = self.spill.write(chunk.memory, pairs)
                 except FlashError as error:
                     failure = error
                     log.error("KV stays in RAM from now on: %s", error)
@@ -225,13 +249,13 @@ class ChunkStore(Closing):
                 self._saved.notify_all()
             self.drop(chunk)
 
-    def _next(self) -> Chunk | None:
+    def _next(self) -> tuple[Chunk, Pairs | None] | None:
         with self._lock:
             while not self._queue and not self._closed:
                 self._asked.wait()
             if not self._closed:
                 return self._queue.popleft()
-            for chunk in self._queue:
+            for chunk, _ in self._queue:
                 chunk.saving = False
             self._queue.clear()
             self._saved.notify_all()

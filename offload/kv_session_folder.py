@@ -78,8 +78,8 @@ class BlockFolder:
         They are on the drive when this returns. FlashError; then those that were finished stay.
         """
         count = self._room(len(digests), size)
-        memory = reserved_bytes(size.file_bytes, huge_pages=False)
         try:
+            memory = reserved_bytes(size.file_bytes, huge_pages=False)
             if count:
                 self._files.make_folder(self.folder)
                 self.folder.chmod(0o700)
@@ -89,6 +89,8 @@ class BlockFolder:
                 self._write(self.path(digest), memory)
             if count:
                 self._files.sync_folder(self.folder)
+        except MemoryError as error:
+            raise FlashError(f"{self.folder}: KV cannot be written: there is no memory for {error}") from error
         except OSError as error:
             raise self._error("KV cannot be written", error) from error
         return count

@@ -32,15 +32,22 @@ class Refused:
 
 
 def read_blocks(
-    blocks: Sequence[tuple[Path, bytes]], size: BlockSize, consume: Consume, *, deadline_s: float = DEADLINE_S
+    blocks: Sequence[tuple[Path, bytes]],
+    size: BlockSize,
+    consume: Consume,
+    *,
+    at_once: int | None = None,
+    deadline_s: float = DEADLINE_S,
 ) -> Refused | None:
     """Reads blocks, (path, digest), and hands the rows of each to `consume`; None if all were right.
 
-    Otherwise the first that was not; blocks behind it may or may not have been handed over.
+    Otherwise the first that was not; blocks behind it may or may not have been handed over. `at_once`: so many in any
+    order, before others; None: as many as go.
     """
     mode = ReadMode.DIRECT
-    for first in range(0, len(blocks), AT_ONCE):
-        batch = _Batch(blocks[first : first + AT_ONCE], size, consume, first, mode)
+    together = min(at_once or AT_ONCE, AT_ONCE)
+    for first in range(0, len(blocks), together):
+        batch = _Batch(blocks[first : first + together], size, consume, first, mode)
         refused = batch.read(deadline_s)
         mode = batch.mode
         if refused is not None:

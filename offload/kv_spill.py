@@ -10,9 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -23,33 +24,35 @@ from offload.closing import Closing
 from offload.errors import FlashError, StrataError
 from offload.flash import DEADLINE_S, Extent, FlashReader, Priority, Read, ReadMode
 from offload.gguf_source import ByteSource
+from offload.memory import reserved_bytes
+from offload.pairs import Pairs
 from offload.store_files import BLOCK_BYTES, FILES, Files
+
+if TYPE_CHECKING:
+    from offload.spilled_pairs import PairedSlot, SpilledPairs
 
 log = logging.getLogger("strata.kv")
 
 GROWTH_BYTES = 64 << 20  # reserved at a time
 FREE_BYTES = 256 << 20  # of the drive that are left to others
-PARTS_DEPTH = 16  # reads of parts at a time: 8 KiB come at 548 MB/s so, at 340 MB/s with 4 (virtio disk)
 
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What lies in a part of the file: its number, bytes and checksum, and one for each of the drive's blocks, if it is
-    read in parts.
-    """
+    """What lies in a part of the file: its number, bytes and checksum. `paired`: as what it may be read in part."""
 
     number: int
     num_bytes: int
     checksum: int
-    block_checksums: tuple[int, ...] = field(default=(), compare=False)
+    paired: "PairedSlot | None" = field(default=None, compare=False)
 
 
 class SpillFile(Closing):
     """Slots of `slot_bytes`, whole blocks of the drive, in a file in `folder`; any thread may write and read.
 
-    `in_parts`: parts of slots are read too, for which each of the drive's blocks has a checksum of its own.
+    `in_parts`: slots may be written as pairs, some of which may be read then.
     """
 
     def __init__(
@@ -78,12 +81,11 @@ class SpillFile(Closing):
             raise self._error("cannot be made", error) from error
         try:
             self._source = ByteSource(self._path, changes=True)
-            self._reader = FlashReader([self._source], most_bytes=0, mode=mode, deadline_s=deadline_s)
-            self._parts = (
-                FlashReader([self._source], most_bytes=0, mode=mode, depth=PARTS_DEPTH, deadline_s=deadline_s)
-                if in_parts
-                else None
-            )
+            most_bytes = slot_bytes if in_parts else 0
+            self._reader = FlashReader([self._source], most_bytes=most_bytes, mode=mode, deadline_s=deadline_s)
+            self.pairs = self._pairs(deadline_s) if in_parts else None
+            self._together = reserved_bytes(slot_bytes, huge_pages=False)  # what is being written as pairs
+            self._writing = threading.Lock()
             files.remove(self._path)
             self._set_direct(mode)
         except (OSError, FlashError) as error:
@@ -99,23 +101,37 @@ class SpillFile(Closing):
     @property
     def read_bytes(self) -> int:
         """Bytes that were read so far."""
-        return sum(reader.counts.num_bytes for reader in self._readers)
+        return self._reader.counts.num_bytes + (0 if self.pairs is None else self.pairs.num_bytes)
 
     @property
     def busy_s(self) -> float:
         """Seconds during which something was read."""
-        return sum(reader.counts.busy_s for reader in self._readers)
+        return self._reader.counts.busy_s + (0.0 if self.pairs is None else self.pairs.busy_s)
 
-    def write(self, data: Bytes) -> Slot:
-        """Puts `data`, which begins on a page and is whole blocks, in a free slot. FlashError; then none is taken."""
+    def write(self, data: Bytes, pairs: Pairs | None = None) -> Slot:
+        """Puts `data`, which begins on a page and is whole blocks, in a free slot. FlashError; then none is taken.
+
+        `pairs`: as what, if some of it may be read alone: for a file `in_parts`, else ValueError.
+        """
+        if pairs is None:
+            return self._put(data)
+        if self.pairs is None:
+            raise ValueError("a spill file that is not for pairs")
+        with self._writing:
+            together = self._together[: data.nbytes]
+            pairs.put_together(data, together)
+            slot = self._put(together)
+            return replace(slot, paired=self.pairs.slot(slot.number, slot.number * self.slot_bytes, pairs, together))
+
+    def _put(self, data: Bytes) -> Slot:
+        """Bytes as they shall lie in the file."""
         number = self._take()
         try:
             self._write(data, number * self.slot_bytes)
         except OSError as error:
             self._give(number)
             raise self._error("cannot be written", error) from error
-        blocks = () if self._parts is None else tuple(_block_checksums(data))
-        return Slot(number, data.nbytes, xxhash.xxh3_64_intdigest(data.data), blocks)
+        return Slot(number, data.nbytes, xxhash.xxh3_64_intdigest(data.data))
 
     def free(self, slot: Slot) -> None:
         """The slot's bytes are not needed any more."""
@@ -133,63 +149,44 @@ class SpillFile(Closing):
 
         After a failure `memory` may still be written to: by a read that hung.
         """
-        extent = Extent(0, slot.number * self.slot_bytes, slot.num_bytes)
+        paired = slot.paired
 
         def is_right(data: Bytes) -> bool:
             return bool(xxhash.xxh3_64_intdigest(data.data) == slot.checksum)
 
-        self._submit(extent, is_right, memory, done, failed, priority)
+        def take(data: Bytes) -> None:
+            if paired is not None:
+                paired.pairs.take_apart(data, memory)
+            done()
 
-    def submit_parts(
-        self,
-        slot: Slot,
-        ranges: Sequence[tuple[int, int]],
-        memory: Bytes,
-        done: Callable[[], None],
-        failed: Callable[[StrataError], None],
-    ) -> None:
-        """As `submit` for parts of a slot, whole blocks from a first byte to an end each, to their places in `memory`,
-        which has room for all of it. ValueError for a file that is not read in parts.
-        """
-        extent = Extent(0, slot.number * self.slot_bytes, slot.num_bytes)
-
-        def is_right(data: Bytes) -> bool:
-            view, sums, sum_of = data.data, slot.block_checksums, xxhash.xxh3_64_intdigest
-            return all(
-                sum_of(view[start : start + BLOCK_BYTES]) == sums[start // BLOCK_BYTES]
-                for first, end in ranges
-                for start in range(first, end, BLOCK_BYTES)
-            )
-
-        self._submit(extent, is_right, memory, done, failed, Priority.DEMAND, ranges)
+        into = memory if paired is None else None
+        self._submit(slot.number * self.slot_bytes, slot.num_bytes, is_right, take, failed, priority, into)
 
     def _submit(
         self,
-        extent: Extent,
+        offset: int,
+        num_bytes: int,
         is_right: Callable[[Bytes], bool],
-        memory: Bytes,
-        done: Callable[[], None],
+        take: Callable[[Bytes], None],
         failed: Callable[[StrataError], None],
-        priority: Priority,
-        ranges: Sequence[tuple[int, int]] | None = None,
+        priority: Priority = Priority.DEMAND,
+        into: Bytes | None = None,
     ) -> None:
-        reader = self._reader if ranges is None else self._parts
-        if reader is None:
-            raise ValueError("a spill file that is not for reads of parts")
+        """Reads `into` memory, or else to some that is valid during `take`, which is called once all is right."""
 
         def check(data: Bytes, *, again: bool) -> None:
             if is_right(data):
-                done()
+                take(data)
             elif again:
-                where = f"{extent.num_bytes} bytes at byte {extent.offset}"
+                where = f"{num_bytes} bytes at byte {offset}"
                 failed(FlashError(f"{self._path}: {where} are not what was written", hint="check the drive (SMART)"))
             else:
-                log.warning("%s: byte %d: wrong checksum; reading it again", self._path, extent.offset)
+                log.warning("%s: byte %d: wrong checksum; reading it again", self._path, offset)
                 read(again=True)
 
         def read(*, again: bool) -> None:
-            asked = Read(priority, extent, lambda data: check(data, again=again), failed, memory, ranges)
-            reader.submit_all([asked])
+            extent = Extent(0, offset, num_bytes)
+            self._reader.submit_all([Read(priority, extent, lambda data: check(data, again=again), failed, into)])
 
         read(again=False)
 
@@ -211,14 +208,17 @@ class SpillFile(Closing):
         """Ends the reads and gives the space back; may be called twice."""
         if self._source.closed:
             return
-        for reader in self._readers:
-            reader.close()
+        self._reader.close()
+        if self.pairs is not None:
+            self.pairs.close()
         self._source.close()
         os.close(self._descriptor)
 
-    @property
-    def _readers(self) -> list[FlashReader]:
-        return [self._reader] if self._parts is None else [self._reader, self._parts]
+    def _pairs(self, deadline_s: float) -> "SpilledPairs":
+        from offload.spilled_pairs import SpilledPairs  # noqa: PLC0415 - brings llvmlite and numba
+
+        direct = self._reader.mode is ReadMode.DIRECT
+        return SpilledPairs(self._path, self._submit, direct=direct, deadline_s=deadline_s)
 
     def _set_direct(self, mode: ReadMode) -> None:
         try:
@@ -262,10 +262,3 @@ class SpillFile(Closing):
             f"the spill file {self._path} {what}: {error.strerror or error}",
             hint="free space on the drive, or run with a shorter context or a smaller KV type",
         )
-
-
-def _block_checksums(data: Bytes) -> Iterator[int]:
-    """Of each of the drive's blocks."""
-    view = data.data
-    for start in range(0, data.nbytes, BLOCK_BYTES):
-        yield xxhash.xxh3_64_intdigest(view[start : start + BLOCK_BYTES])

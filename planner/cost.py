@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from planner import streamed, unit_cost
+from planner import streamed
 from planner.gpu_choice import is_simulated
 from planner.hybrid_hits import evened_slots, gpu_hits_key, slots_of_both
 from planner.kv_spill import Spilling, reading_seconds, spilled_seconds
-from planner.machine_here import OPERATION_S, cpu_here, gpu_here
+from planner.machine_here import OPERATION_S
 from planner.memory import FLOAT32_BYTES, weights_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
+from planner.packed_pass import pass_seconds
 from planner.plan import Needs, Plan, PlannedModel, Settings, WeightsForm
 from planner.prediction import Bottleneck, Measurement, Prediction
 from planner.profile import Profile, load_or_measure
@@ -132,10 +133,12 @@ def packed_step_seconds(
     spilling: Spilling | None = None,
 ) -> Mapping[Bottleneck, float]:
     """The same for weights multiplied as they are in the file: `tokens` tokens behind `depth` others."""
-    seconds = _packed_step_seconds(shape, profile, settings, tokens, depth)
+    seconds, experts_s = pass_seconds(shape, profile, settings, tokens, depth)
+    seconds += SAMPLED_S * shape.vocab_size
     if streaming is not None:
         ahead = 0.0 if spilling is None else reading_seconds(shape, spilling, depth + tokens - 1, tokens)
-        return streamed.step_seconds(shape, seconds, streaming, settings, tokens, read_ahead_s=ahead)
+        beside = {"experts_s": experts_s, "read_ahead_s": ahead}
+        return streamed.step_seconds(shape, seconds, streaming, settings, tokens, **beside)
     overhead = OPERATION_S * PACKED_LAYER_ROWS * (shape.block_count + 1)
     bandwidth = Bottleneck.RAM_BANDWIDTH if settings.device == "cpu" else Bottleneck.GPU_BANDWIDTH
     parts = {bandwidth: max(seconds - overhead, 0.0), Bottleneck.OVERHEAD: overhead}
@@ -150,32 +153,6 @@ def _chunks(prompt_tokens: int, chunk_tokens: int) -> Iterator[tuple[int, int, i
         alike = starts[index : index + step]
         start = alike[(len(alike) - 1) // 2]
         yield start, min(chunk_tokens, prompt_tokens - start), len(alike)
-
-
-def _packed_step_seconds(shape: ModelShape, profile: Profile, settings: Settings, tokens: int, depth: int) -> float:
-    """One step of a sequence on the CPU: every unit, and attention over the cache of every layer."""
-    cpu, threads, seconds = cpu_here(profile), settings.threads, 0.0
-    gpu = None if settings.device == "cpu" else gpu_here(profile)
-    for unit in shape.units:
-        share = unit_cost.dense(1 if unit.kind is UnitKind.OUTPUT else tokens)
-        scale = 1.0
-        if unit.kind is UnitKind.EXPERTS and shape.expert_count:
-            probability = shape.expert_used_count / shape.expert_count
-            share, scale = unit_cost.experts(tokens, probability), 1 / probability if probability else 0.0
-        if unit.kind is UnitKind.EMBEDDING:
-            continue
-        attends = unit.kind is UnitKind.ATTENTION and unit.layer is not None
-        if gpu is not None:
-            sizes = (scale * unit.active_bytes, scale * unit.active_weights)
-            seconds += unit_cost.gpu_seconds(gpu, *sizes, share, unit.num_matmuls)
-            seconds += unit_cost.gpu_attention_seconds(gpu, shape, unit.layer or 0, tokens, depth) if attends else 0.0
-        else:
-            by_type = unit_cost.bytes_by_type(unit, scale)
-            seconds += unit_cost.cpu_seconds(cpu, threads, by_type, share, unit.num_matmuls)
-            seconds += (
-                unit_cost.cpu_attention_seconds(cpu, threads, shape, unit.layer or 0, tokens, depth) if attends else 0.0
-            )
-    return seconds + SAMPLED_S * shape.vocab_size
 
 
 def predict(

@@ -114,7 +114,10 @@ def _placements(question: Question, found: _Answer) -> Iterator[Placement]:
     for item, option in zip(problem.items, problem.chosen(found.assignment), strict=True):
         unit = item.name.partition("#")[0]
         held = {Tier.RAM: option.ram_bytes, Tier.GPU: option.gpu_bytes}
-        num_bytes = held.get(option.tier, file_bytes.get(unit, 0) // classes[unit])
+        whole = file_bytes.get(unit, 0) // classes[unit]
+        if item.kind is UnitKind.KV and item.layer is not None:
+            whole = question.shape.kv_bytes_per_layer[item.layer] * found.spread.settings.context_tokens
+        num_bytes = held.get(option.tier, whole)
         yield Placement(item.name, item.kind, item.layer, num_bytes, option.tier, option.device)
 
 

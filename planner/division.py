@@ -15,12 +15,12 @@ from planner.model_shape import ModelShape
 from planner.plan import Settings
 from planner.profile import Profile
 from planner.question import Question
-from planner.streamed import least_slots, slot_bytes, streamed_needs
+from planner.streamed import all_slots, least_slots, slot_bytes, streamed_needs
 from planner.ways import PROGRAM, WAYS, Fit, Way, fit_way
 
 SHARES = 8  # of what either could have, at most
 ANSWERED_SHARE = 1 / 8  # of a conversation's tokens that are read, as many are written
-KEPT_WHOLE_SHARE = 0.9  # of a division's time: what brings less does not pay for writing to the drive
+KEPT_WHOLE_SHARE = 0.9  # of a division's time: what brings less does not pay for writing to the drive, or for both
 
 
 def divides(way: Way) -> bool:
@@ -33,6 +33,7 @@ def divisions(shape: ModelShape, budget: Budget, fit: Fit, kv_ram_bytes: int | N
 
     `kv_ram_bytes`: that keys and values may take at most; then a part of them has to be on flash.
     """
+    is_held = False  # all of the weights, by a way that reads none
     for way in WAYS[PROGRAM]:
         if not divides(way) or (kv_ram_bytes is not None and not way.spills):
             continue
@@ -40,21 +41,24 @@ def divisions(shape: ModelShape, budget: Budget, fit: Fit, kv_ram_bytes: int | N
         if way.streams and way.spills and kv_ram_bytes is None:
             given = _kv_shares(shape, budget, fit.context_tokens)
         for kv_bytes in given:
-            if other := fit_way(shape, budget, way, fit.context_tokens, kv_bytes):
-                yield other
+            other = fit_way(shape, budget, way, fit.context_tokens, kv_bytes)
+            if other is None or (is_held and other.stream_slots >= all_slots(shape)):
+                continue
+            is_held = is_held or not way.streams
+            yield other
 
 
 def best_division(
     question: Question, profile: Profile, fits: Sequence[Fit], settings_of: Callable[[Fit], Settings]
 ) -> Fit:
-    """That whose conversation is over first; one that has all keys and values in RAM where others are little quicker.
+    """That whose conversation is over first; one that has more in RAM where others are little quicker.
 
-    `profile` knows the model's types.
+    All keys and values, else all weights, which short conversations gain from. `profile` knows the model's types.
     """
 
     def seconds(fit: Fit) -> float:
-        written = fit.kv_ram_bytes is not None
-        return _conversation_seconds(question, profile, settings_of(fit)) / (KEPT_WHOLE_SHARE if written else 1.0)
+        parts = (fit.kv_ram_bytes is not None) * (1 + (fit.stream_slots > 0))
+        return _conversation_seconds(question, profile, settings_of(fit)) / KEPT_WHOLE_SHARE**parts
 
     return min(fits, key=seconds)
 

@@ -8,15 +8,14 @@ from flash too; with a GPU by the simulated step.
 from collections.abc import Callable
 from dataclasses import replace
 
-from planner import unit_cost
 from planner.draft_depth import expected_tokens
 from planner.drive import streaming_here
-from planner.executed import hybrid_run, with_types
-from planner.machine_here import cpu_here
-from planner.model_shape import ModelShape, UnitKind
+from planner.executed import hybrid_run
+from planner.packed_pass import pass_seconds
 from planner.plan import Plan
 from planner.planned_draft import LearnedAcceptance
 from planner.profile import Profile, load_or_measure, save
+from planner.profile_types import with_types
 from planner.question import Here, Question
 from planner.simulate import step_seconds
 from planner.streamed import step_seconds as streamed_seconds
@@ -92,28 +91,12 @@ def _pass_taker(question: Question, plan: Plan) -> Callable[[int], float]:
         run = hybrid_run(here, settings, plan.placements)
         return lambda tokens: step_seconds(*run.step(tokens=tokens, depth=DEPTH_TOKENS))
     streaming = streaming_here(shape, profile, question.model, settings)
-    if streaming is None:
-        return lambda tokens: _cpu_seconds(shape, profile, settings.threads, tokens)
 
     def taken(tokens: int) -> float:
-        computing = _cpu_seconds(shape, profile, settings.threads, tokens)
-        return sum(streamed_seconds(shape, computing, streaming, settings, tokens).values())
+        """Behind some context, with logits of every token."""
+        computing, experts_s = pass_seconds(shape, profile, settings, tokens, DEPTH_TOKENS, logits=tokens)
+        if streaming is None:
+            return computing
+        return sum(streamed_seconds(shape, computing, streaming, settings, tokens, experts_s=experts_s).values())
 
     return taken
-
-
-def _cpu_seconds(shape: ModelShape, profile: Profile, threads: int, tokens: int) -> float:
-    """A pass of packed weights on the CPU behind some context, logits of every token."""
-    cpu, seconds = cpu_here(profile), 0.0
-    for unit in shape.units:
-        if unit.kind is UnitKind.EMBEDDING:
-            continue
-        share, scale = unit_cost.dense(tokens), 1.0
-        if unit.kind is UnitKind.EXPERTS and shape.expert_count:
-            probability = shape.expert_used_count / shape.expert_count
-            share, scale = unit_cost.experts(tokens, probability), 1 / probability
-        by_type = unit_cost.bytes_by_type(unit, scale)
-        seconds += unit_cost.cpu_seconds(cpu, threads, by_type, share, unit.num_matmuls)
-        if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-            seconds += unit_cost.cpu_attention_seconds(cpu, threads, shape, unit.layer, tokens, DEPTH_TOKENS)
-    return seconds

@@ -4,40 +4,39 @@ Everything in RAM, packed for the CPU's kernels, or that but for experts or laye
 from flash; with a GPU, parts of it there. Knows nothing about machines that are described.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cpu_kernels.quant_types import quant_type
 from offload.errors import RequestError
 from offload.tiers import Device
 from planner import cost
-from planner.budget import format_size
 from planner.division import best_division, divides, divisions
 from planner.drive import drive_known, streaming_here
 from planner.folders import spill_folder
 from planner.gpu_choice import EXAMPLE, SIMULATED_PREFIX, is_simulated
-from planner.hybrid import brought_slots
 from planner.hybrid_fits import fit_hybrids, quickest_in_parts, with_drive_of_experts
 from planner.hybrid_flash import FlashExperts, arriving_bytes_per_s
 from planner.hybrid_hits import gpu_hit_curve
+from planner.hybrid_needs import brought_slots
 from planner.hybrid_predict import predict_hybrid
 from planner.hybrid_rates import expert_rates
+from planner.hybrid_spill import host_notes
 from planner.hybrid_split import split_of
 from planner.hybrid_step import HybridRun
 from planner.kernel_choice import chosen_kernels
 from planner.kv import keeps, kv_notes
-from planner.kv_spill import least_kv_ram_bytes, spill_notes, spilling_here
-from planner.memory import FLOAT32_BYTES, GPU_PROCESS_BYTES
-from planner.model_shape import ModelShape
+from planner.kv_spill import Spilling, spill_notes, spilling_here
+from planner.memory import GPU_PROCESS_BYTES
 from planner.notes import context_notes, way_notes
 from planner.plan import FORMAT_VERSION, Needs, Objective, Placement, Plan, PlannedMachine, Settings, WeightsForm
 from planner.prediction import Prediction
-from planner.profile import Profile, with_dequantize_rates, with_gpu_rates, with_kernel_rates
-from planner.profile_attention import with_attention_rates
+from planner.profile import with_gpu_rates
 from planner.profile_spill import with_spill_rates
+from planner.profile_types import with_types
 from planner.question import Here, Question
-from planner.refusal import refused
+from planner.refusal import refused, too_little_kv_ram
 from planner.spread import machine_of
+from planner.threads import threads_for
 from planner.ways import (
     AUTO,
     DEFAULT_PROMPT_TOKENS,
@@ -49,10 +48,6 @@ from planner.ways import (
     placements,
     ways_for,
 )
-
-# Below this mean size of a matrix (float32) a second thread costs more than it brings in decode: 2.09 ms a token with
-# one, 2.26 ms with two for matrices of 256 x 256 on two cores of an AMD EPYC, and ten times as long on a busy machine.
-SHARED_PRODUCT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +65,13 @@ def plan_executed(question: Question, here: Here) -> Plan:
     question = replace(question, place=here)
     fits: Sequence[Fit] = _fits(question, here)
     if not fits:
-        raise refused(question)
+        raise too_little_kv_ram(question) or refused(question)
     here, fits = _divided(question, here, fits)
     candidates = [_candidate(question, here, fit) for fit in fits]
     best = min(candidates, key=lambda candidate: _seconds(candidate.predicted, question.wish.objective))
     gpu = here.gpu if best.fit.way.device is Device.GPU else None
     name, spilling = here.profile.cpu_name, spilling_here(here.profile, best.settings)
+    context = best.fit.context_tokens
     return Plan(
         version=FORMAT_VERSION,
         model=question.model,
@@ -87,9 +83,9 @@ def plan_executed(question: Question, here: Here) -> Plan:
         needs=best.fit.needs,
         predicted=best.predicted,
         notes=(
-            *context_notes(question, best.fit.context_tokens),
+            *context_notes(question, context),
             *kv_notes(question.wish.kv, question.shape.block_count, has_gpu=here.gpu is not None),
-            *(() if spilling is None else spill_notes(question.shape, best.fit.context_tokens, spilling)),
+            *(() if spilling is None else _spill_notes(question, here, best, spilling)),
             *way_notes(question, here, best.fit, others=[fit.way for fit in fits], threads=best.settings.threads),
         ),
     )
@@ -104,7 +100,13 @@ def predicted(
     if settings.loop == HYBRID:
         run = hybrid_run(replace(question, place=replace(here, profile=typed)), settings, placed)
         return predict_hybrid(
-            run, typed, model=question.model, settings=settings, needs=needs, prompt_tokens=prompt_tokens
+            run,
+            typed,
+            model=question.model,
+            settings=settings,
+            needs=needs,
+            prompt_tokens=prompt_tokens,
+            spilling=spilling_here(here.profile, settings),
         )
     return cost.predict(
         question.shape,
@@ -156,8 +158,9 @@ def _fits(question: Question, here: Here) -> list[Fit]:
     wanted = question.wish.context_tokens or default_context(shape)
     assert here.gpu is not None, "hybrids are considered where there is a GPU"
     shorter = question.wish.context_tokens is None and not fits
-    place = here.gpu.torch_device, _threads(question, here)
-    hybrids = fit_hybrids(question, *place, wanted, may_be_shorter=shorter)
+    place = here.gpu.torch_device, threads_for(question, here)
+    may_spill = all(fit.kv_ram_bytes is not None for fit in fits)  # what RAM holds alone does not go to flash
+    hybrids = fit_hybrids(question, *place, wanted, may_be_shorter=shorter, may_spill=may_spill)
 
     def seconds(fit: Fit) -> float:
         """In the middle of the context."""
@@ -187,21 +190,21 @@ def _divided(question: Question, here: Here, fits: Sequence[Fit]) -> tuple[Here,
 
 
 def _spilling(question: Question, ways: tuple[Way, ...]) -> tuple[Way, ...]:
-    """Those of the ways that keep to the RAM that keys and values may take; RequestError where none can."""
-    wish, shape = question.wish, question.shape
-    context = wish.context_tokens or default_context(shape)
-    least, given = least_kv_ram_bytes(shape, context), wish.kv_ram_bytes or 0
+    """Those of the ways that may keep to the RAM that keys and values may take; RequestError where none can.
+
+    How little hybrids can do with depends on what the GPU holds.
+    """
     found = tuple(way for way in ways if way.spills)
     if not found:
         raise RequestError(
-            f"the {wish.loop} loop has all keys and values in memory", hint="use --loop program, or leave out --kv-ram"
+            f"the {question.wish.loop} loop has all keys and values in memory",
+            hint="use --loop program, or leave out --kv-ram",
         )
-    if given < least:
-        raise RequestError(
-            f"--kv-ram {format_size(given)} is too little for {context} tokens of context",
-            hint=f"{format_size(least)} would do, or a shorter context (-c)",
-        )
-    return found
+    error = too_little_kv_ram(question)
+    usable = tuple(way for way in found if error is None or way.loop == HYBRID)
+    if error is not None and not usable:
+        raise error
+    return usable
 
 
 def _may_use(here: Here, loop: str) -> bool:
@@ -219,6 +222,16 @@ def _candidate(question: Question, here: Here, fit: Fit) -> _Candidate:
     return _Candidate(fit, settings, predicted(question, here, settings, fit.needs, fit.placements, prompt))
 
 
+def _spill_notes(question: Question, here: Here, best: _Candidate, spilling: Spilling) -> Iterable[str]:
+    """How a full context is spread, and what is promised for a prompt that leaves room for an answer alone."""
+    fit, shape, context = best.fit, question.shape, best.fit.context_tokens
+    prompt = max(context - cost.ANSWER_TOKENS, 1)
+    full = predicted(question, here, best.settings, fit.needs, fit.placements, prompt)
+    if fit.way.loop != HYBRID:
+        return spill_notes(shape, context, spilling, full)
+    return host_notes(shape, split_of(shape, fit.placements, fit.gpu_slots, fit.gpu_kv_tokens), context, spilling, full)
+
+
 def _settings(question: Question, here: Here, fit: Fit) -> Settings:
     """What a fit would be run with."""
     gpu = here.gpu if fit.way.device is Device.GPU else None
@@ -226,7 +239,7 @@ def _settings(question: Question, here: Here, fit: Fit) -> Settings:
     return Settings(
         context_tokens=fit.context_tokens,
         prefill_chunk_tokens=fit.chunk_tokens,
-        threads=_threads(question, replace(here, gpu=gpu)),
+        threads=threads_for(question, replace(here, gpu=gpu)),
         weights_form=fit.way.form,
         cache_type_k=question.wish.kv.key,
         cache_type_v=question.wish.kv.value,
@@ -257,16 +270,6 @@ def _with_rates(question: Question, here: Here) -> Here:
     return replace(here, profile=profile)
 
 
-def with_types(profile: Profile, shape: ModelShape, form: WeightsForm) -> Profile:
-    """`profile` with what the form of the weights needs to be known of their types."""
-    kinds = {quant_type(name) for name, _ in shape.weights_by_type}
-    if form is WeightsForm.QUANTISED:
-        return with_dequantize_rates(profile, kinds)
-    if form is WeightsForm.PACKED:
-        return with_attention_rates(with_kernel_rates(profile, kinds), shape.kv)
-    return profile
-
-
 def _seconds(predicted: Prediction, objective: Objective) -> float:
     """What the objective makes small: seconds a token of the answer, until it begins, or a token of it all."""
     token = 1 / predicted.decode_tokens_per_s
@@ -275,15 +278,3 @@ def _seconds(predicted: Prediction, objective: Objective) -> float:
     if objective is Objective.TTFT:
         return predicted.ttft_s
     return (predicted.ttft_s + cost.ANSWER_TOKENS * token) / (predicted.prompt_tokens + cost.ANSWER_TOKENS)
-
-
-def _threads(question: Question, here: Here) -> int:
-    """One thread for products too small to share out, else all there are; a simulated GPU computes on one of them."""
-    if question.wish.threads is not None:
-        return question.wish.threads
-    shape, all_threads = question.shape, here.profile.threads
-    products = max(shape.num_matmuls_per_token, 1)
-    if FLOAT32_BYTES * shape.active_weights / products < SHARED_PRODUCT_BYTES:
-        return 1
-    simulated = here.gpu is not None and is_simulated(here.gpu.torch_device)
-    return max(all_threads - 1, 1) if simulated else all_threads

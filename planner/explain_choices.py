@@ -42,24 +42,23 @@ def render_what_if(console: Console, plan: Plan, alternatives: Sequence[Alternat
 
 
 def render_kv_costs(console: Console, costs: Sequence[KVCost]) -> None:
-    """A line for each context: bytes of keys and values in every type, and tokens a second with the context full.
+    """A line for each context in each type: bytes, those on flash, and tokens a second with the context full.
 
-    What lies on flash in part says so.
+    The last of them with a budget for reading.
     """
-    kinds = list(dict.fromkeys(cost.kind for cost in costs))
-    table = _table("KV, full", *kinds)
-    for tokens in dict.fromkeys(cost.context_tokens for cost in costs):
-        found = {cost.kind: cost for cost in costs if cost.context_tokens == tokens}
-        table.add_row(str(tokens), *(_kv_cost(found[kind]) for kind in kinds))
+    budget = next((str(cost.budget_tokens) for cost in costs), "")
+    table = _table("full context", "KV", "size", "on flash", "tokens/s", f"--kv-budget {budget}")
+    for cost in costs:
+        now, chosen = cost.decode_tokens_per_s, cost.budget_tokens_per_s
+        table.add_row(
+            str(cost.context_tokens),
+            cost.kind,
+            format_size(cost.num_bytes),
+            format_size(cost.flash_bytes) if cost.flash_bytes else "-",
+            "does not fit" if now is None else figures(now),
+            "-" if chosen is None else figures(chosen),
+        )
     console.print(table)
-
-
-def _kv_cost(cost: KVCost) -> str:
-    size = format_size(cost.num_bytes)
-    if cost.decode_tokens_per_s is None:
-        return f"{size}, too much"
-    where = " (flash)" if cost.on_flash else ""
-    return f"{size}{where}, {figures(cost.decode_tokens_per_s)}/s"
 
 
 def render_why(console: Console, choices: Sequence[Choice]) -> None:

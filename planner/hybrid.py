@@ -7,40 +7,32 @@ Invariant: needs are within the budget in both memories.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from offload.flash import DEPTH
-from offload.memory import HUGE_PAGE_BYTES
-from offload.tiers import Device, Tier
+from offload.tiers import Device
 from planner.budget import Budget
 from planner.gpu_choice import is_simulated
 from planner.greedy import solve_greedy
 from planner.hybrid_flash import flash_loads
 from planner.hybrid_items import HybridProblem, hybrid_problem
-from planner.hybrid_memory import (
-    buffers_bytes,
-    gpu_activations_bytes,
-    kv_tokens,
-    ram_kv_tokens,
-    reserved,
-    with_gpu_in_ram,
-)
-from planner.hybrid_parts import gpu_bytes, parts, ram_bytes
+from planner.hybrid_memory import gpu_activations_bytes, reserved, with_gpu_in_ram
+from planner.hybrid_needs import BROUGHT_SHARE, needs_of, placements_of, slot_bytes
+from planner.hybrid_parts import parts, ram_bytes
+from planner.hybrid_spill import HostKV, cold_byte_seconds
 from planner.hybrid_split import Split, split_by_names, split_of
+from planner.kv_spill import Spilling
 from planner.machine import Machine
 from planner.memory import fits
-from planner.model_shape import ModelShape, UnitKind
+from planner.model_shape import ModelShape
 from planner.placement import Assignment, PlacementProblem
-from planner.plan import MemoryNeeds, Needs, Objective, Placement, Plan
+from planner.plan import Objective, Plan
 from planner.question import Question
 from planner.simulate import step_seconds
 from planner.solvers import best_assignment
 from planner.streamed import all_slots
-from planner.streamed import slot_bytes as ram_slot_bytes
-from planner.ways import HYBRID, HYBRID_WAY, MIN_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS, Fit
+from planner.ways import HYBRID, HYBRID_WAY, MIN_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS, SPILLED_HYBRID_WAY, Fit
 
-BROUGHT_SHARE = 1 / 16  # of the GPU's memory, for experts that are brought for a step
 ACTIVATIONS_SHARE = 1 / 8  # of the GPU's memory: a chunk that needs more is halved, as long as it is no small one
 
 
@@ -52,10 +44,12 @@ def fit_hybrid(
     threads: int,
     context_tokens: int,
     gpu_kv_tokens: int | None = None,
+    spilling: Spilling | None = None,
 ) -> Fit | None:
     """The split that is predicted to be best; None where nothing would be on the GPU, or RAM cannot hold the rest.
 
-    `gpu_kv_tokens`: that the GPU holds of a cache, older ones being in RAM; None: all.
+    `gpu_kv_tokens`: that the GPU holds of a cache, older ones being in RAM; None: all. `spilling`: of what it does not
+    hold RAM has so much at most, and flash the rest; None: RAM has all.
     """
     shape, budget = question.shape, question.budget
     chunk = chunk_that_fits(question, context_tokens)
@@ -66,6 +60,14 @@ def fit_hybrid(
         return None
     fixed = with_gpu_in_ram(fixed, device)
     ram_room = budget.ram_bytes - fixed.ram.needed_bytes
+    read_s = 0.0
+    if spilling is not None:
+        least = min(HostKV.of(shape, Split(), context_tokens).least_bytes, spilling.ram_bytes)
+        weights_bytes = sum(ram_bytes(unit) for part in parts(shape) for unit in part.units)
+        left = ram_room - max(weights_bytes - gpu_room, 0)
+        expected = replace(spilling, ram_bytes=max(min(left, spilling.ram_bytes), least))
+        read_s = cold_byte_seconds(shape, expected, context_tokens // 2)
+        ram_room -= least
     for divides in (True, False) if shape.expert_count else (False,):
         found = hybrid_problem(
             shape,
@@ -79,16 +81,32 @@ def fit_hybrid(
             divides=divides,
             gpu_is_ram=is_simulated(device),
             gpu_kv_tokens=gpu_kv_tokens,
+            cold_byte_s=read_s if spilling is not None else None,
         )
         split = best_split(shape, budget, found, is_asked=question.wish.loop == HYBRID)
         if split is None:
             continue
         split = replace(split, kv_tokens=gpu_kv_tokens)
-        needs = needs_of(shape, budget, device, split, **tokens)
+        kept = None
+        if spilling is not None:
+            host = HostKV.of(shape, split, context_tokens)
+            bare = needs_of(shape, budget, device, split, **tokens, kv_ram_bytes=0)
+            kept = min(budget.ram_bytes - bare.ram.needed_bytes, host.all_bytes, spilling.ram_bytes)
+            if kept < host.least_bytes:
+                continue
+            kept = kept or None  # the GPU holds all
+        needs = needs_of(shape, budget, device, split, **tokens, kv_ram_bytes=kept)
         if fits(needs, budget):
-            placed = tuple(placements_of(shape, split, context_tokens))
-            fit = Fit(HYBRID_WAY, context_tokens, chunk, needs, gpu_slots=split.slots, placements=placed)
-            return replace(fit, gpu_kv_tokens=gpu_kv_tokens)
+            return Fit(
+                HYBRID_WAY if kept is None else SPILLED_HYBRID_WAY,
+                context_tokens,
+                chunk,
+                needs,
+                gpu_slots=split.slots,
+                gpu_kv_tokens=gpu_kv_tokens,
+                kv_ram_bytes=kept,
+                placements=tuple(placements_of(shape, split, context_tokens, kv_ram_bytes=kept)),
+            )
     return None
 
 
@@ -102,6 +120,8 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
     layers = split.cached_layers(shape)
     ram, gpu = plan.needs.ram, plan.needs.gpu
     flash = flash_loads(shape, machine, settings.threads) if settings.stream_slots else None
+    spills = settings.kv_ram_bytes is not None
+    kv_bytes = 0 if spills else ram.kv_bytes
     found = hybrid_problem(
         shape,
         machine,
@@ -109,11 +129,12 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
         context_tokens=settings.context_tokens,
         chunk_tokens=settings.prefill_chunk_tokens,
         objective=Objective.LATENCY,
-        ram_bytes=plan.budget.ram_bytes - ram.needed_bytes + ram.weights_bytes + ram.slots_bytes + ram.kv_bytes,
+        ram_bytes=plan.budget.ram_bytes - ram.needed_bytes + ram.weights_bytes + ram.slots_bytes + kv_bytes,
         gpu_bytes=plan.budget.gpu_bytes - gpu.needed_bytes + gpu.weights_bytes + gpu.slots_bytes + gpu.kv_bytes,
         divides=bool(layers) or flash is not None,
         flash=flash,
         gpu_kv_tokens=settings.gpu_kv_tokens,
+        cold_byte_s=0.0 if spills else None,
     )
     share = split.cache_slots(shape) / max(len(layers) * shape.expert_count, 1)
     in_ram = settings.stream_slots / max(all_slots(shape) - len(split.resident) * shape.expert_count, 1)
@@ -134,83 +155,6 @@ def hybrid_choice(question: Question, machine: Machine, plan: Plan) -> tuple[Pla
     return found.problem, tuple(chosen)
 
 
-def placements_of(
-    shape: ModelShape, split: Split, context_tokens: int, *, streams: bool = False
-) -> Iterator[Placement]:
-    """Every unit, and the KV cache of every layer, where the split holds it; `streams`: the CPU's experts on flash."""
-    for part in parts(shape):
-        device = split.device(part)
-        away = Tier.FLASH if streams and part.kind is UnitKind.EXPERTS else Tier.RAM
-        tier = Tier.GPU if device is Device.GPU else away
-        for unit in part.units:
-            num_bytes = gpu_bytes(unit) if device is Device.GPU else unit.num_bytes
-            yield Placement(unit.name, unit.kind, unit.layer, num_bytes, tier, device)
-        if part.kind is UnitKind.ATTENTION and part.layer is not None:
-            most = split.kv_tokens if device is Device.GPU and split.kv_tokens is not None else context_tokens
-            held = part.kv_bytes * min(most, context_tokens)
-            yield Placement(f"blk.{part.layer}.kv", UnitKind.KV, part.layer, held, tier, device)
-
-
-def needs_of(
-    shape: ModelShape,
-    budget: Budget,
-    device: str,
-    split: Split,
-    *,
-    context_tokens: int,
-    chunk_tokens: int,
-    stream_slots: int = 0,
-) -> Needs:
-    """What a split needs of both memories, margins included; `stream_slots`: of RAM, where it has not all experts."""
-    in_parts = split.kv_tokens is not None
-    fixed = reserved(shape, budget, device, context_tokens=context_tokens, chunk_tokens=chunk_tokens, in_parts=in_parts)
-    if stream_slots:
-        fixed = with_readers(fixed)
-    ram = replace(fixed.ram, slots_bytes=stream_slots * ram_slot_bytes(shape) if stream_slots else 0)
-    gpu = fixed.gpu
-    for part in parts(shape):
-        if stream_slots and part.kind is UnitKind.EXPERTS and split.device(part) is Device.CPU:
-            continue
-        if split.device(part) is Device.GPU:
-            gpu = _with(gpu, part.gpu_bytes, part.kv_bytes * kv_tokens(context_tokens, split.kv_tokens))
-            ram = _with(ram, 0, part.kv_bytes * ram_kv_tokens(context_tokens, split.kv_tokens))
-        else:
-            ram = _with(ram, sum(map(ram_bytes, part.units)), part.kv_bytes * context_tokens)
-    layers = split.cached_layers(shape)
-    slots = split.cache_slots(shape) + kinds_of_experts(shape) * brought_slots(shape, budget, split)
-    slots_bytes = slots * slot_bytes(shape, layers)
-    tokens = min(chunk_tokens, context_tokens)
-    activations = gpu_activations_bytes(shape, tokens, context_tokens, split, in_parts=in_parts)
-    gpu = replace(
-        gpu,
-        slots_bytes=slots_bytes,
-        activations_bytes=activations,
-        buffers_bytes=buffers_bytes(shape, split, activations + slots_bytes + gpu.kv_bytes),
-    )
-    return with_gpu_in_ram(Needs(ram=ram, gpu=gpu), device)
-
-
-def brought_slots(shape: ModelShape, budget: Budget, split: Split) -> int:
-    """Places, for every kind of layer, for experts that are brought for a step; 0 where none would be."""
-    layers = split.cached_layers(shape)
-    if not layers or not split.cache_slots(shape):
-        return 0
-    room = int(BROUGHT_SHARE * budget.gpu_bytes) // kinds_of_experts(shape)
-    return min(room // slot_bytes(shape, layers), shape.expert_count)
-
-
-def kinds_of_experts(shape: ModelShape) -> int:
-    """How many kinds of layers there are by the quant types of their experts."""
-    experts = (unit for unit in shape.units if unit.kind is UnitKind.EXPERTS)
-    return max(len({tuple(name for name, _ in unit.active_bytes_by_type) for unit in experts}), 1)
-
-
-def slot_bytes(shape: ModelShape, layers: frozenset[int]) -> int:
-    """What a slot takes that any expert of these layers fits in."""
-    of_layers = (unit.num_bytes for unit in shape.units if unit.kind is UnitKind.EXPERTS and unit.layer in layers)
-    return -(-max(of_layers, default=0) // max(shape.expert_count, 1))
-
-
 def chunk_that_fits(question: Question, context_tokens: int) -> int:
     """The longest chunk of a prompt whose activations leave most of the GPU's memory to others."""
     chunk = min(PREFILL_CHUNK_TOKENS, context_tokens)
@@ -218,16 +162,6 @@ def chunk_that_fits(question: Question, context_tokens: int) -> int:
     while chunk > MIN_CHUNK_TOKENS and gpu_activations_bytes(question.shape, chunk, context_tokens) > room:
         chunk = max(chunk // 2, MIN_CHUNK_TOKENS)
     return chunk
-
-
-def with_readers(fixed: Needs) -> Needs:
-    """`fixed` with the memory through which experts come from flash: for the CPU's, and for the GPU's."""
-    buffers_bytes = fixed.ram.buffers_bytes + 2 * DEPTH * HUGE_PAGE_BYTES
-    return replace(fixed, ram=replace(fixed.ram, buffers_bytes=buffers_bytes))
-
-
-def _with(memory: MemoryNeeds, weights_bytes: int, kv_bytes: int) -> MemoryNeeds:
-    return replace(memory, weights_bytes=memory.weights_bytes + weights_bytes, kv_bytes=memory.kv_bytes + kv_bytes)
 
 
 def best_split(shape: ModelShape, budget: Budget, found: HybridProblem, *, is_asked: bool) -> Split | None:

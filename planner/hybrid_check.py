@@ -6,8 +6,9 @@ Each refusal names the field, what is wrong with it, and what would be right. Kn
 from offload.errors import PlanError
 from offload.tiers import Device, Tier
 from planner.gpu_choice import is_simulated, simulated_spec
-from planner.hybrid import needs_of
+from planner.hybrid_needs import cache_bytes, needs_of
 from planner.hybrid_parts import Part, gpu_bytes, parts
+from planner.hybrid_spill import HostKV
 from planner.hybrid_split import Split, split_of
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Needs, Placement, Plan
@@ -46,11 +47,12 @@ def split_bytes(plan: Plan, shape: ModelShape) -> dict[str, int]:
     """Bytes that each placement must say."""
     on_gpu = {placement.unit for placement in plan.placements if placement.device is Device.GPU}
     right = {unit.name: gpu_bytes(unit) if unit.name in on_gpu else unit.num_bytes for unit in shape.units}
+    settings = plan.settings
+    split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     for part in parts(shape):
         if part.kind is UnitKind.ATTENTION and part.layer is not None:
-            tokens, most = plan.settings.context_tokens, plan.settings.gpu_kv_tokens
-            in_parts = part.name in on_gpu and most is not None
-            right[f"blk.{part.layer}.kv"] = part.kv_bytes * (min(most or 0, tokens) if in_parts else tokens)
+            held = cache_bytes(shape, split, part, settings.context_tokens, settings.kv_ram_bytes)
+            right[f"blk.{part.layer}.kv"] = held
     return right
 
 
@@ -59,7 +61,15 @@ def split_needs(plan: Plan, shape: ModelShape) -> Needs:
     settings = plan.settings
     split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
-    return needs_of(shape, plan.budget, settings.device, split, **tokens, stream_slots=settings.stream_slots)
+    kept, slots = settings.kv_ram_bytes, settings.stream_slots
+    return needs_of(shape, plan.budget, settings.device, split, **tokens, stream_slots=slots, kv_ram_bytes=kept)
+
+
+def least_host_kv_bytes(plan: Plan, shape: ModelShape) -> int:
+    """The least RAM for what the GPU does not hold of keys and values."""
+    settings = plan.settings
+    split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
+    return HostKV.of(shape, split, settings.context_tokens).least_bytes
 
 
 def _check_part(part: Part, placed: dict[str, tuple[int, Placement]]) -> None:

@@ -106,16 +106,18 @@ def hybrid_problem(
     gpu_is_ram: bool = False,
     flash: FlashLoads | None = None,
     gpu_kv_tokens: int | None = None,
+    cold_byte_s: float | None = None,
 ) -> HybridProblem:
     """The problem for the step that the objective looks at; the CPU is each item's first option.
 
     With `flash` RAM need not hold experts: what neither it nor the GPU holds is read from there when it is used.
-    `gpu_kv_tokens`: that the GPU holds of a cache, the others being in RAM; None: all.
+    `gpu_kv_tokens`: that the GPU holds of a cache, the others being in RAM; None: all. `cold_byte_s`: what a byte of
+    those costs for lying on flash in part, room in RAM for the rest being set aside; None: RAM has all.
     """
     many = objective is Objective.THROUGHPUT
     tokens = {Objective.LATENCY: 1, Objective.TTFT: chunk_tokens}.get(objective, THROUGHPUT_SEQUENCES)
     depth = 0 if objective is Objective.TTFT else context_tokens // 2
-    costs = StepCosts(shape, machine, threads, tokens, depth, tokens if many else 1, gpu_kv_tokens)
+    costs = StepCosts(shape, machine, threads, tokens, depth, tokens if many else 1, gpu_kv_tokens, cold_byte_s)
     items = [item for part in parts(shape) for item in _items(shape, costs, part, context_tokens, divides, flash)]
     if gpu_is_ram:
         items = [_in_ram(item) for item in items]
@@ -128,15 +130,13 @@ def _items(
     if part.kind is UnitKind.EXPERTS and shape.expert_count:
         yield from _expert_items(shape, costs, part, divides, flash)
         return
-    held = sum(map(ram_bytes, part.units))
+    held, kv_bytes = sum(map(ram_bytes, part.units)), part.kv_bytes if costs.cold_byte_s is None else 0
     options = [
-        part_option(
-            Device.CPU, costs.part(part, Device.CPU), ram_bytes=held + part.kv_bytes * context_tokens, gpu_bytes=0
-        )
+        part_option(Device.CPU, costs.part(part, Device.CPU), ram_bytes=held + kv_bytes * context_tokens, gpu_bytes=0)
     ]
     if part.may_be_on_gpu:
         on_gpu = part.gpu_bytes + part.kv_bytes * kv_tokens(context_tokens, costs.kv_tokens)
-        others = part.kv_bytes * ram_kv_tokens(context_tokens, costs.kv_tokens)
+        others = kv_bytes * ram_kv_tokens(context_tokens, costs.kv_tokens)
         options.append(part_option(Device.GPU, costs.part(part, Device.GPU), ram_bytes=others, gpu_bytes=on_gpu))
     yield Item(part.name, part.kind, part.layer, tuple(options))
 

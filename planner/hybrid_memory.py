@@ -15,9 +15,9 @@ from planner.hybrid_parts import FLOAT32_BYTES, gpu_bytes, parts
 from planner.hybrid_split import Split
 from planner.memory import (
     GPU_PROCESS_BYTES,
-    HALF_BYTES,
     PACKED_BUFFERS_BYTES,
     PROGRAM_LOGITS_TOKENS,
+    angles_bytes,
     packed_activations_bytes,
     vocabulary_bytes,
 )
@@ -51,7 +51,7 @@ def reserved(
     simulated = is_simulated(device)
     ram = MemoryNeeds(
         activations_bytes=activations + crossing_bytes(shape, tokens, in_parts=in_parts),
-        buffers_bytes=PACKED_BUFFERS_BYTES + RING_BYTES,
+        buffers_bytes=PACKED_BUFFERS_BYTES + RING_BYTES + angles_bytes(shape, context_tokens),
         vocabulary_bytes=vocabulary_bytes(shape, activations),
         process_bytes=PACKED_PROCESS_BYTES + TORCH_BYTES if simulated else GPU_PROCESS_RAM_BYTES,
         margin_bytes=budget.ram_margin_bytes,
@@ -156,7 +156,7 @@ def _attention_columns(shape: ModelShape) -> list[int]:
     widths = [(0, 0)]
     for unit in shape.units:
         if unit.kind is UnitKind.ATTENTION and unit.layer is not None:
-            cached = shape.kv_bytes_per_layer[unit.layer] // HALF_BYTES
+            cached = shape.kv_numbers(unit.layer)
             # a layer's weights are those of queries, of the output, which is as wide, and of what is cached
             heads = max(unit.num_weights // shape.embedding_length - cached, 0) // 2
             widths.append((heads + cached, heads))

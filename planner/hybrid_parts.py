@@ -14,7 +14,7 @@ from gpu_kernels.layouts import LAYOUTS
 from offload.tiers import Device, Tier
 from planner import unit_cost
 from planner.machine import Gpu, Machine
-from planner.memory import HALF_BYTES, packed_bytes
+from planner.memory import packed_bytes
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.placement import Option
 from planner.prediction import Bottleneck
@@ -24,9 +24,9 @@ FLOAT32_BYTES = 4
 SAMPLED_S = 4e-9  # a token of the vocabulary, when one of them is chosen
 SPLIT_S = 5e-6  # of the row that shares a layer's experts out
 CHOOSING_S = 7.5e-4  # more, where it decides which experts are brought (128 of them, and 25 are)
-# A layer whose cache lies in part in RAM, beside reading and hand-overs: what a run took longer than predicted (1B
-# shape in Q4_0, 4 such layers behind 4000 tokens, a simulated GPU and one thread), measured once.
-PART_S = 1.7e-4
+# A layer whose cache lies in part in RAM, beside reading and hand-overs: what three runs on simulated GPUs took longer
+# than predicted, in proportion to runs without such layers (1B shape, 4 and 13 of them, 7B shape, 3: 70, 0 and 27 us).
+PART_S = 3e-5
 STEP_S = 6e-4  # of the host before and after a step: its inputs, threads that begin, logits
 LEARNED_S = 2e-5  # a layer, of the host after a step: which experts were used, and which are worth a place
 # Operations that the hybrid executor launches: norm, products, and what lies between them. Of a router two more, for
@@ -184,6 +184,7 @@ class StepCosts:
     depth: int
     sequences: int = 1
     kv_tokens: int | None = None  # that the GPU holds of a cache, of all sequences; None: all
+    cold_byte_s: float | None = None  # for a byte of the others, which lie on flash in part; None: in RAM
 
     def part(self, part: Part, device: Device) -> Terms:
         """What takes the time of a part that is not routed."""
@@ -193,6 +194,9 @@ class StepCosts:
         if part.kind is UnitKind.ATTENTION and part.layer is not None:
             for _ in range(self.sequences):
                 _add(terms, self._attention(part.layer, device))
+                if self.cold_byte_s is not None:
+                    tokens = self.depth if device is Device.CPU else self._ram_tokens(self.tokens // self.sequences)
+                    _add(terms, {Bottleneck.FLASH: self.cold_byte_s * part.kv_bytes * tokens})
         return terms
 
     def experts(self, unit: Unit, device: Device, share: Share, *, active: float, fraction: float) -> Terms:
@@ -262,7 +266,7 @@ class StepCosts:
         others = unit_cost.cpu_attention_terms(self.machine.cpu, self.threads, shape, layer, each, before)
         longer = terms if sum(terms.values()) >= sum(others.values()) else others
         found = dict(longer)
-        sent = shape.embedding_length + shape.kv_bytes_per_layer[layer] // HALF_BYTES
+        sent = shape.embedding_length + shape.kv_numbers(layer)
         back = shape.embedding_length + 2 * shape.head_count
         crossing = FLOAT32_BYTES * each * (sent / gpu.link_from_bytes_per_s + back / gpu.link_to_bytes_per_s)
         _add(found, {Bottleneck.LINK: crossing + 2 * gpu.handover_s / self.sequences})

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cpu_kernels.kv_layout import PIECE_TOKENS
+from offload.flash import READ_BYTES
+from offload.kv_chunks import RING_BYTES
 from offload.tiers import Device, Tier
 from planner import unit_cost
+from planner.kv_spill import LEAST_PIECES
 from planner.machine import Machine
 from planner.model_shape import ModelShape, Unit, UnitKind
 from planner.placement import Item, Option, PlacementProblem
@@ -63,7 +67,7 @@ def placement_problem(
     if maker.held_bytes <= ram_bytes:
         places = {place for place in places if place[0] is not Tier.FLASH}
     elif any(tier is Tier.FLASH for tier, _ in places):
-        ram_bytes -= maker.buffer_bytes
+        ram_bytes -= maker.buffer_bytes + RING_BYTES
     if any(device is Device.GPU and tier is not Tier.GPU for tier, device in places):
         gpu_bytes -= maker.gpu_buffer_bytes
     return PlacementProblem(
@@ -177,20 +181,34 @@ class _Maker:
             )
 
     def _kv_options(self, layer: int, places: Places) -> Iterator[Option]:
-        """Where a layer's KV cache could lie: attention is computed there."""
+        """Where a layer's KV cache could lie: attention is computed there, by the CPU of what lies on flash too."""
         held = self._shape.kv_bytes_per_layer[layer] * self._context
         for tier, device in _ordered(places):
-            if tier.value == device.value or (tier is Tier.RAM and device is Device.CPU):
+            if device is Device.CPU or tier is Tier.GPU:
                 terms = self._attention_terms(layer, device)
+                in_ram = self._kv_in_ram(layer) if tier is Tier.FLASH else held
+                moved = self._kv_read_bytes(layer) if tier is Tier.FLASH else 0
+                if tier is Tier.FLASH and in_ram >= held:
+                    continue
                 yield Option(
                     tier,
                     device,
                     sum(terms.values()),
-                    *(0.0, 0),
-                    ram_bytes=held if tier is Tier.RAM else 0,
+                    *(self._drive_seconds(moved, READ_BYTES), moved),
+                    ram_bytes=0 if tier is Tier.GPU else in_ram,
                     gpu_bytes=held if tier is Tier.GPU else 0,
                     bound_by=unit_cost.binding(terms),
                 )
+
+    def _kv_in_ram(self, layer: int) -> int:
+        """Of a layer's cache on flash: the newest tokens."""
+        return self._shape.kv_bytes_per_layer[layer] * min(LEAST_PIECES * PIECE_TOKENS, self._context)
+
+    def _kv_read_bytes(self, layer: int) -> int:
+        """Of a layer's cache on flash what a step reads."""
+        shape, depth = self._shape, self._depth
+        seen = shape.kv.read_tokens(layer, depth) if self._tokens == 1 else depth
+        return max(shape.kv_bytes_per_layer[layer] * seen - self._kv_in_ram(layer), 0)
 
     def _compute_terms(self, unit: Unit, part: _Part, device: Device) -> Terms:
         products = unit.num_matmuls * (part.active * part.share.bytes if part.routed else 1.0)
@@ -209,10 +227,11 @@ class _Maker:
 
     def _flash_seconds(self, unit: Unit, num_bytes: int) -> float:
         """Reading a step's share of a unit: whole, or expert by expert."""
-        if self._machine.flash is None:
-            return 0.0
         pieces = max(self._shape.expert_count, 1) if unit.kind is UnitKind.EXPERTS else 1
-        return num_bytes / self._machine.flash.rate(max(unit.num_bytes // pieces, 1))
+        return self._drive_seconds(num_bytes, max(unit.num_bytes // pieces, 1))
+
+    def _drive_seconds(self, num_bytes: int, read_bytes: int) -> float:
+        return 0.0 if self._machine.flash is None else num_bytes / self._machine.flash.rate(read_bytes)
 
     def _link_seconds(self, num_bytes: int) -> float:
         return num_bytes / self._machine.gpu.link_to_bytes_per_s if self._machine.gpu else 0.0

@@ -11,12 +11,13 @@ from offload.errors import PlanError, RequestError
 
 AUTO = "auto"  # types are chosen
 LLAMA_CPP_TYPES = (KVType.F16, KVType.BF16, KVType.Q8_0, KVType.Q4_0)
+GPU_TYPES = (KVType.F16, KVType.BF16, KVType.Q8_0, KVType.Q4_0)  # that the GPU's kernels read
 BUDGET_LOOPS = ("auto", "program", "simulated")  # that can read a part
 _LOOPS = {
     "program": tuple(KVType),
     "simulated": tuple(KVType),
     "llama.cpp": LLAMA_CPP_TYPES,
-    "hybrid": (KVType.F16,),
+    "hybrid": GPU_TYPES,
     "sequential": (KVType.F16,),
 }
 
@@ -54,8 +55,8 @@ def kv_notes(policy: KVPolicy, layers: int, *, has_gpu: bool) -> Iterator[str]:
             f"new tokens choose {policy.budget_tokens} tokens of the KV cache to read, from layer {DENSE_LAYERS} on: "
             "answers can differ (--kv-budget)"
         )
-    if has_gpu and not policy.is_plain:
-        yield f"the GPU is left out: it keeps keys and values as f16 and reads them all, not {policy.name}"
+    if has_gpu and not keeps("hybrid", policy):
+        yield f"the GPU is left out: it keeps keys and values as {', '.join(GPU_TYPES)} and reads them all"
     if policy.of_layer(0, layers) != (policy.key, policy.value):
         yield f"the first and the last layer keep keys and values as {EDGE_TYPE}; `strata kv-eval` shows what it saves"
 

@@ -1,8 +1,8 @@
 """Chooses the types of the KV cache where the user leaves them to the planner; names those that would fit where not.
 
 float16 stays as long as it fits in RAM: it is what a model was measured with. Where the context does not fit, the next
-smaller type is taken, which changes answers a little; where none fits, what spills a part of it to flash. Knows nothing
-about how a plan is found.
+smaller type is taken, which changes answers a little; where none fits, what spills a part of it to flash and has room
+there. Knows nothing about how a plan is found.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,9 @@ from cpu_kernels.kv_types import KVType
 from offload.errors import DoesNotFitError
 from planner.budget import format_size
 from planner.kv import keeps
+from planner.kv_flash import flash_kv_bytes
+from planner.kv_spill import spill_room
+from planner.machine import Machine
 from planner.plan import Plan
 from planner.question import Question
 
@@ -22,9 +25,12 @@ Solve = Callable[[Question], Plan]
 
 
 def choose_kv(question: Question, solve: Solve) -> Plan:
-    """The plan with the first types that fit in RAM, else the first that spills; DoesNotFitError where none does."""
+    """The plan with the first types that fit in RAM, else in RAM and the drive, else the first that spills.
+
+    DoesNotFitError where none does.
+    """
     asked = question.wish.kv
-    spilled: Plan | None = None
+    spilled: list[Plan] = []
     refused: DoesNotFitError | None = None
     for policy in (asked, *_smaller(question)):
         try:
@@ -32,13 +38,30 @@ def choose_kv(question: Question, solve: Solve) -> Plan:
         except DoesNotFitError as error:
             refused = _with_types(error, policy)
             continue
-        if plan.settings.kv_ram_bytes is None or question.wish.kv_ram_bytes is not None:
-            return plan if policy == asked else replace(plan, notes=(_reason(question, plan), *plan.notes))
-        spilled = spilled or plan
-    if spilled is not None:
-        return spilled
+        if policy != asked:
+            plan = replace(plan, notes=(_reason(question, plan), *plan.notes))
+        if not _flash_bytes(question, plan):
+            return plan
+        spilled.append(plan)
+        if question.wish.kv_ram_bytes is not None and _has_room(question, plan):
+            return plan
+    if spilled:
+        return next((plan for plan in spilled if _has_room(question, plan)), spilled[0])
     assert refused is not None, "every policy is refused"
     raise refused
+
+
+def _has_room(question: Question, plan: Plan) -> bool:
+    """Whether the drive has room for what a full context leaves to it."""
+    place = question.place
+    if isinstance(place, Machine):
+        return place.flash is None or _flash_bytes(question, plan) <= place.flash.free_bytes
+    return _flash_bytes(question, plan) <= spill_room()
+
+
+def _flash_bytes(question: Question, plan: Plan) -> int:
+    """Of the keys and values of a full context."""
+    return flash_kv_bytes(question.shape.with_kv(plan.settings.kv), plan)
 
 
 def with_fitting_types(error: DoesNotFitError, question: Question, solve: Solve) -> DoesNotFitError:

@@ -1,32 +1,37 @@
-"""What longer contexts cost, by the type of the KV cache: bytes, and how fast a token comes with the context full.
+"""What longer contexts cost, by the type of the KV cache: bytes in RAM and on flash, and how fast a token comes then.
 
-Knows nothing about how plans are found: each cost is a question of its own.
+With the context full, read whole and as far as tokens choose. Knows nothing about how plans are found: each cost is a
+question of its own.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cpu_kernels.kv_types import KVType
-from offload.errors import DoesNotFitError
+from offload.errors import DoesNotFitError, RequestError
 from planner.cost import ANSWER_TOKENS
 from planner.kv import keeps
+from planner.kv_flash import flash_kv_bytes
 from planner.plan import Plan
 from planner.question import Question
 from planner.solve import solve
 
 CONTEXTS = (4096, 16384, 65536, 131072)
 TYPES = (KVType.F16, KVType.Q8_0, KVType.KIVI4)
+BUDGET_TOKENS = 2048  # that are read of a context where no other budget is asked for
 
 
 @dataclass(frozen=True, slots=True)
 class KVCost:
-    """A context in a type; the speed is None where that does not fit."""
+    """A context in a type; a speed is None where that does not fit, or a budget would read all."""
 
     context_tokens: int
     kind: KVType
     num_bytes: int  # of keys and values
-    on_flash: bool  # a part of them
+    flash_bytes: int  # of those, that RAM has no room for
     decode_tokens_per_s: float | None
+    budget_tokens: int
+    budget_tokens_per_s: float | None  # where tokens choose what they read
 
 
 def kv_costs(question: Question, plan: Plan) -> tuple[KVCost, ...]:
@@ -37,17 +42,31 @@ def kv_costs(question: Question, plan: Plan) -> tuple[KVCost, ...]:
 
 
 def _of_context(question: Question, tokens: int) -> Iterator[KVCost]:
+    wish = question.wish
+    budget = wish.kv.budget_tokens or BUDGET_TOKENS
+    full = replace(wish, context_tokens=tokens, prompt_tokens=max(tokens - ANSWER_TOKENS, 1))
     for kind in TYPES:
-        policy = replace(question.wish.kv, key=kind, value=kind)
-        if not keeps(question.wish.loop, policy):
+        policy = replace(wish.kv, key=kind, value=kind, budget_tokens=None)
+        if not keeps(wish.loop, policy):
             continue
-        wish = replace(question.wish, context_tokens=tokens, prompt_tokens=max(tokens - ANSWER_TOKENS, 1))
-        asked = replace(question, wish=wish).with_kv(policy)
-        num_bytes = asked.shape.kv_bytes_per_token * tokens
-        try:
-            other = solve(asked)
-        except DoesNotFitError:
-            yield KVCost(tokens, kind, num_bytes, False, None)
-            continue
-        spills = other.settings.kv_ram_bytes is not None
-        yield KVCost(tokens, kind, num_bytes, spills, other.predicted.decode_tokens_per_s)
+        asked = replace(question, wish=full).with_kv(policy)
+        sparse = replace(policy, budget_tokens=budget)
+        whole, chosen = _solved(asked), None
+        if budget < tokens and keeps(wish.loop, sparse):
+            chosen = _solved(asked.with_kv(sparse))
+        yield KVCost(
+            tokens,
+            kind,
+            asked.shape.kv_bytes_per_token * tokens,
+            0 if whole is None else flash_kv_bytes(asked.shape, whole),
+            None if whole is None else whole.predicted.decode_tokens_per_s,
+            budget,
+            None if chosen is None else chosen.predicted.decode_tokens_per_s,
+        )
+
+
+def _solved(question: Question) -> Plan | None:
+    try:
+        return solve(question)
+    except (DoesNotFitError, RequestError):  # the latter where --kv-ram is too little for it
+        return None

@@ -5,21 +5,26 @@ long as there is room. The index that is chosen by, and the memory that the othe
 take. Knows nothing about how plans are found. Times are seconds, sizes bytes.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cpu_kernels.kv_layout import CHUNK_PAGE_BYTES, PIECE_TOKENS, pieces_of
-from offload.kv_chunks import staging_slots
+from offload.kv_chunks import cached_chunks, staging_slots
+from offload.kv_spill import FREE_BYTES
 from offload.tiers import Tier
 from planner.budget import format_size
+from planner.figures import duration, figures
 from planner.folders import spill_folder
 from planner.machine import SpillRates
 from planner.model_shape import ModelShape
 from planner.plan import Settings
-from planner.prediction import Bottleneck
+from planner.prediction import Bottleneck, Prediction
 from planner.profile import Profile
 from planner.profile_spill import spill_rates
 
+HITS_BY_SHARE = 0.6  # the power to which the share that a cache holds is raised
+LOOKED_UP_S = 0.5e-3  # what finding out where the chosen blocks of a layer are takes, beside reading them
 LEAST_PIECES = 4  # in RAM: the newest, and some that are on their way to flash
 
 
@@ -71,18 +76,19 @@ class _Sizes:
         part = sum(size for size, is_chosen in zip(chunks, chosen, strict=True) if is_chosen)
         return cls(len(chunks), sum(chosen), sum(chunks) - part, part, max(chunks, default=0), sum(index))
 
-    def ram_bytes(self, context_tokens: int, whole: int, part: int) -> int:
-        """RAM for so long a context of which so many pieces are there."""
+    def ram_bytes(self, context_tokens: int, whole: int, part: int, *, caches: bool = True) -> int:
+        """RAM for so long a context of which so many pieces are there; `caches`: and the most chosen of the others."""
         every = pieces_of(context_tokens)
-        slots = staging_slots(self.layers, every - whole, every - part if self.chosen else 0)
-        held = whole * self.whole_bytes + part * self.part_bytes
+        slots = staging_slots(self.layers, self.slot_bytes, every - whole, every - part if self.chosen else 0)
+        cached = cached_chunks(every - part, part) if self.chosen and caches else 0
+        held = whole * self.whole_bytes + (part + cached) * self.part_bytes
         return held + slots * self.slot_bytes + self.index_bytes * context_tokens
 
 
 def kv_ram_bytes(shape: ModelShape, context_tokens: int, pieces: int) -> int:
-    """RAM for so long a context of which that many pieces of every layer are in RAM."""
+    """RAM for so long a context of which that many pieces of every layer are in RAM, and no more."""
     kept = min(pieces, pieces_of(context_tokens))
-    return _Sizes.of(shape).ram_bytes(context_tokens, kept, kept)
+    return _Sizes.of(shape).ram_bytes(context_tokens, kept, kept, caches=False)
 
 
 def all_kv_bytes(shape: ModelShape, context_tokens: int) -> int:
@@ -98,16 +104,26 @@ def least_kv_ram_bytes(shape: ModelShape, context_tokens: int) -> int:
 def spread_in(shape: ModelShape, context_tokens: int, ram_bytes: int) -> Spread:
     """How such a context is spread over RAM and flash: layers that are chosen from leave RAM first."""
     sizes, every = _Sizes.of(shape), pieces_of(context_tokens)
-    if sizes.chosen:
-        steps = [(every, part) for part in range(every, 0, -1)] + [(whole, 1) for whole in range(every - 1, 0, -1)]
-    else:
-        steps = [(pieces, pieces) for pieces in range(every, 0, -1)]
-    for whole, part in steps:
-        left = ram_bytes - sizes.ram_bytes(context_tokens, whole, part)
-        if left >= 0:
-            more = left * sizes.chosen // sizes.part_bytes if part < every and sizes.chosen else 0
-            return Spread(every, whole, part, more)
-    return Spread(every, 0, 0)
+
+    def left(place: int) -> int:
+        return ram_bytes - sizes.ram_bytes(context_tokens, *_step(sizes, every, place))
+
+    steps = range(2 * every - 1 if sizes.chosen else every)
+    place = next((step for step in steps if left(step) >= 0), None)
+    if place is None:
+        return Spread(every, 0, 0)
+    whole, part = _step(sizes, every, place)
+    if not sizes.chosen or part == every:
+        return Spread(every, whole, part)
+    another = sizes.ram_bytes(context_tokens, whole, part + 1) - sizes.ram_bytes(context_tokens, whole, part)
+    return Spread(every, whole, part, min(left(place) * sizes.chosen // max(another, 1), sizes.chosen))
+
+
+def _step(sizes: _Sizes, every: int, place: int) -> tuple[int, int]:
+    """Pieces in RAM, of layers that are read whole and of others, where so many steps were taken to leave it."""
+    if not sizes.chosen:
+        return every - place, every - place
+    return min(every, 2 * every - 1 - place), max(every - place, 1)
 
 
 def cold_bytes(shape: ModelShape, depth: int, ram_bytes: int, tokens: int = 1) -> int:
@@ -123,12 +139,18 @@ def spilled_seconds(
     What is read whole comes behind the arithmetic, each slowing the other down, and then alone. For what is chosen the
     step waits.
     """
-    rates, whole, part = spilling.rates, *_cold(shape, depth, spilling.ram_bytes, tokens)
-    computing = sum(seconds.values())
-    beside = min(whole / rates.beside_bytes_per_s, computing / rates.computed_share)
-    left = whole - beside * rates.beside_bytes_per_s
-    lost = beside * (1 - rates.computed_share) + left / rates.bytes_per_s + part / rates.parts_bytes_per_s
+    whole, part = _cold(shape, depth, spilling.ram_bytes, tokens)
+    lost = lost_seconds(spilling.rates, whole, part, sum(seconds.values()))
+    if part:
+        lost += _Sizes.of(shape).chosen * LOOKED_UP_S
     return {**seconds, Bottleneck.FLASH: seconds.get(Bottleneck.FLASH, 0.0) + lost}
+
+
+def lost_seconds(rates: SpillRates, whole: int, part: int, computing_s: float) -> float:
+    """Seconds that reading so many bytes, and those of parts of chunks, adds to a step that computes for so long."""
+    beside = min(whole / rates.beside_bytes_per_s, computing_s / rates.computed_share)
+    left = whole - beside * rates.beside_bytes_per_s
+    return beside * (1 - rates.computed_share) + left / rates.bytes_per_s + part / rates.parts_bytes_per_s
 
 
 def reading_seconds(shape: ModelShape, spilling: Spilling, depth: int, tokens: int = 1) -> float:
@@ -144,20 +166,42 @@ def _cold(shape: ModelShape, depth: int, ram_bytes: int, tokens: int) -> tuple[i
     part = (spread.every - spread.part) * sizes.part_bytes - spread.more * sizes.part_bytes // max(sizes.chosen, 1)
     if tokens > 1:
         return whole + part, 0
-    return whole, part * shape.kv.read_tokens(shape.block_count - 1, depth) // max(depth, 1)
+    chosen = part * shape.kv.read_tokens(shape.block_count - 1, depth) // max(depth, 1)
+    return whole, int(chosen * (1 - _hits(spread, sizes)))
 
 
-def spill_notes(shape: ModelShape, context_tokens: int, spilling: Spilling) -> Iterator[str]:
-    """How a full context is spread where RAM does not hold all of it, and whether reading less of it takes longer."""
+def _hits(spread: Spread, sizes: _Sizes) -> float:
+    """What of the blocks on flash that are chosen is in RAM, because it was chosen most before.
+
+    As with random keys: 37% of blocks with room for 22% of them, 53% for 35%. Of text trained models choose more alike.
+    """
+    if not sizes.chosen or spread.part == spread.every:
+        return 0.0
+    less, more = (cached_chunks(spread.every - part, part) for part in (spread.part, spread.part + 1))
+    cached = less + (more - less) * spread.more / sizes.chosen
+    cold = spread.every - spread.part - spread.more / sizes.chosen
+    return float(min(cached / cold, 1.0) ** HITS_BY_SHARE) if cold else 0.0
+
+
+def spill_room() -> int:
+    """Bytes of the drive that keys and values may take."""
+    folder = spill_folder()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return max(shutil.disk_usage(there).free - FREE_BYTES, 0)
+
+
+def spill_notes(shape: ModelShape, context_tokens: int, spilling: Spilling, full: Prediction) -> Iterator[str]:
+    """How a full context is spread where RAM does not hold all of it, and how fast it is: as `full` predicts.
+
+    And whether the drive has no room for it, or reading less of it takes longer.
+    """
     spread, sizes = spread_in(shape, context_tokens, spilling.ram_bytes), _Sizes.of(shape)
     if spread.whole == spread.part == spread.every:
         return
     kept = (sizes.layers - sizes.chosen) * spread.whole + sizes.chosen * spread.part + spread.more
-    size = format_size(cold_bytes(shape, context_tokens, spilling.ram_bytes, tokens=context_tokens))
-    yield (
-        f"KV: {kept} of {sizes.layers * spread.every} chunks of {PIECE_TOKENS} tokens in {Tier.RAM.value.upper()}, "
-        f"the rest ({size}) on flash in {spill_folder()}"
-    )
+    num_bytes = cold_bytes(shape, context_tokens, spilling.ram_bytes, tokens=context_tokens)
+    read_bytes = cold_bytes(shape, context_tokens, spilling.ram_bytes)
+    yield from flash_notes(f"{kept} of {sizes.layers * spread.every}", num_bytes, read_bytes, full)
     if shape.kv.budget_tokens is None:
         return
     whole = shape.with_kv(replace(shape.kv, budget_tokens=None))
@@ -166,4 +210,24 @@ def spill_notes(shape: ModelShape, context_tokens: int, spilling: Spilling) -> I
         yield (
             f"what --kv-budget chooses lies scattered on flash: reading it takes {chosen_s * 1e3:.0f} ms a token in a "
             f"full context, reading all {whole_s * 1e3:.0f} ms"
+        )
+
+
+def flash_notes(kept: str, num_bytes: int, read_bytes: int, full: Prediction) -> Iterator[str]:
+    """What a full context has in RAM (`kept`) and on flash, how fast that is, and whether the drive has no room for it.
+
+    A token reads `read_bytes` of the `num_bytes` on flash; `full` is predicted.
+    """
+    yield (
+        f"KV: {kept} chunks of {PIECE_TOKENS} tokens in {Tier.RAM.value.upper()}, the rest ({format_size(num_bytes)}) "
+        f"on flash in {spill_folder()}"
+    )
+    yield (
+        f"with the context full: {figures(full.decode_tokens_per_s)} tokens/s, each reading {format_size(read_bytes)} "
+        f"of KV from flash; the first token of such a prompt after {duration(full.ttft_s)}"
+    )
+    if num_bytes > (room := spill_room()):
+        yield (
+            f"flash has room for {format_size(room)} of these {format_size(num_bytes)}: what needs more ends with an "
+            "error; smaller types (-ctk, -ctv) or free space on the drive help"
         )

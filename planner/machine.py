@@ -73,7 +73,7 @@ class SpillRates:
     bytes_per_s: float  # beside nothing
     beside_bytes_per_s: float  # while all threads compute
     computed_share: float  # of what those compute without reads beside them
-    parts_bytes_per_s: float  # of parts of 8 KiB, beside nothing
+    parts_bytes_per_s: float  # of pairs of parts of 8 KiB, beside nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,11 @@ def packed_activations_bytes(shape: ModelShape, tokens: int) -> int:
     return FLOAT32_BYTES * (hidden + (PROGRAM_LOGITS_TOKENS + 2) * shape.vocab_size)
 
 
+def angles_bytes(shape: ModelShape, context_tokens: int) -> int:
+    """Bytes of the cosines and sines of all positions, float32."""
+    return FLOAT32_BYTES * context_tokens * max((heads.key_length for heads in shape.kv_heads), default=0)
+
+
 def activations_bytes(shape: ModelShape, context_tokens: int, chunk_tokens: int) -> int:
     """Bytes of what one prefill chunk computes at the end of a full context, float32."""
     tokens = min(chunk_tokens, context_tokens)
@@ -117,7 +122,7 @@ def memory_needs(
         if is_packed
         else activations_bytes(shape, context_tokens, chunk_tokens),
     )
-    buffers = PACKED_BUFFERS_BYTES if is_packed else buffers_bytes(shape, device)
+    buffers = PACKED_BUFFERS_BYTES + angles_bytes(shape, context_tokens) if is_packed else buffers_bytes(shape, device)
     if form is WeightsForm.FLOAT32:  # needed while loading alone, when nothing is computed yet
         buffers = max(buffers - held.kv_bytes - held.activations_bytes, 0) if device is Device.CPU else buffers
     vocabulary = vocabulary_bytes(shape, held.peak_bytes + buffers if device is Device.CPU else 0)

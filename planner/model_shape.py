@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cpu_kernels.kv_policy import F16_POLICY, KVPolicy
+from cpu_kernels.kv_types import HALF_BYTES
 from offload.errors import ModelFormatError, PlanError
 from offload.gguf import GGUFFile, TensorInfo
 from planner.kv_shape import KVHeads, index_bytes, kv_layers
@@ -96,6 +97,12 @@ class ModelShape:
         """Dimensions of a key and of a value of a layer, together; 0 where they are not known."""
         heads = self.kv_heads[layer] if self.kv_heads else None
         return 0 if heads is None else heads.key_length + heads.value_length
+
+    def kv_numbers(self, layer: int) -> int:
+        """Of a token's keys and values in a layer, whatever their type; float16 where heads are not known."""
+        if not self.kv_heads:
+            return self.kv_bytes_per_layer[layer] // HALF_BYTES
+        return self.kv_heads[layer].count * self.head_length(layer)
 
     @property
     def num_matmuls_per_token(self) -> int:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from offload.gguf import GGUFFile
 from planner import cost
 from planner.drive import streaming_here
-from planner.executed import with_types
 from planner.model_shape import ModelShape
 from planner.plan import Plan, Settings
 from planner.profile import Profile, load_or_measure
+from planner.profile_types import with_types
 from planner.question import Here, Wish, ask
 from planner.streamed import Streaming, least_slots
 from planner.ways import PROGRAM

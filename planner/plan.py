@@ -23,7 +23,7 @@ from planner.planned_draft import PlannedDraft
 from planner.prediction import Prediction
 
 FORMAT_VERSION = 7
-SPILLING_LOOP = "program"  # the one that reads keys and values from flash
+SPILLING_LOOPS = "program", "hybrid"  # that read keys and values from flash
 
 
 class Objective(StrEnum):
@@ -232,7 +232,7 @@ class Plan:
         for name in ("kv_ram_bytes", "gpu_kv_tokens"):
             if getattr(settings, name) is not None and getattr(settings, name) < 1:
                 raise PlanError(f"settings.{name} is {getattr(settings, name)}; it must be at least 1")
-        if settings.kv_ram_bytes is not None and settings.loop != SPILLING_LOOP:
+        if settings.kv_ram_bytes is not None and settings.loop not in SPILLING_LOOPS:
             raise PlanError(
                 f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; the {settings.loop} loop has all of them in memory",
                 hint="plan with --loop program, or leave out --kv-ram",

@@ -6,7 +6,7 @@ Each refusal names the field, what is wrong with it, and what would be right. Kn
 from offload.errors import PlanError
 from offload.gguf import GGUFFile
 from offload.tiers import Device
-from planner.hybrid_check import check_split, split_bytes, split_needs
+from planner.hybrid_check import check_split, least_host_kv_bytes, split_bytes, split_needs
 from planner.kv_spill import least_kv_ram_bytes
 from planner.memory import memory_needs
 from planner.model_shape import ModelShape
@@ -98,13 +98,14 @@ def _check_needs(plan: Plan, shape: ModelShape) -> None:
     """PlanError where the settings take more memory than the plan says."""
     settings = plan.settings
     tokens = {"context_tokens": settings.context_tokens, "chunk_tokens": settings.prefill_chunk_tokens}
-    least = least_kv_ram_bytes(shape, settings.context_tokens)
+    is_hybrid = settings.loop == HYBRID
+    least = least_host_kv_bytes(plan, shape) if is_hybrid else least_kv_ram_bytes(shape, settings.context_tokens)
     if settings.kv_ram_bytes is not None and settings.kv_ram_bytes < least:
         raise PlanError(
             f"settings.kv_ram_bytes is {settings.kv_ram_bytes}; {settings.context_tokens} tokens of context need "
             f"at least {least}"
         )
-    if settings.loop == HYBRID:
+    if is_hybrid:
         right = split_needs(plan, shape)
     elif settings.stream_slots:
         slots, kept_bytes = settings.stream_slots, settings.kv_ram_bytes

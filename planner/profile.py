@@ -41,7 +41,7 @@ from planner.profile_kernels import KernelPoints
 
 log = logging.getLogger("strata.planner.profile")
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 WORKING_SETS_BYTES = (4 << 20, 16 << 20, 48 << 20)  # and the whole of the measuring buffer
 _MEASURING_LIMIT_S = 60
 _DEQUANTIZE_BYTES = 1 << 20
@@ -215,19 +215,19 @@ def ensured(
 
 
 def _with_newer(profile: Profile, newer: Profile | None) -> Profile:
-    """`profile` with what was found out by a later one of the same machine."""
+    """`profile` with what a later one of the same machine knows beside it."""
     if newer is None or newer.described != profile.described:
         return profile
-    points = profile.kernel_points.updated(newer.kernel_points)
+    points = newer.kernel_points.updated(profile.kernel_points)
     return replace(
         profile,
-        dequantize_bytes_per_s={**profile.dequantize_bytes_per_s, **newer.dequantize_bytes_per_s},
+        dequantize_bytes_per_s={**newer.dequantize_bytes_per_s, **profile.dequantize_bytes_per_s},
         kernels=points.types,
         tuning=points.tuning,
-        attention={**profile.attention, **newer.attention},
-        drives={**profile.drives, **newer.drives},
-        spills={**profile.spills, **newer.spills},
-        gpu=newer.gpu or profile.gpu,
+        attention={**newer.attention, **profile.attention},
+        drives={**newer.drives, **profile.drives},
+        spills={**newer.spills, **profile.spills},
+        gpu=profile.gpu or newer.gpu,
         residuals={**profile.residuals, **newer.residuals},
         hits={**profile.hits, **newer.hits},
         acceptances={**profile.acceptances, **newer.acceptances},

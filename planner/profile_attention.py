@@ -67,7 +67,7 @@ def measure(types: Iterable[str], threads: int) -> AttentionRates:
 
 def _points(kind: KVType, counts: Iterable[int]) -> tuple[AttentionPoint, ...]:
     """Of one token over memory that no cache holds, and of tokens of a prompt over a short context."""
-    from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows  # noqa: PLC0415 - compiler
+    from cpu_kernels.attention import Attention, partial_floats  # noqa: PLC0415 - compiler
     from cpu_kernels.kv_layout import KVLayout, KVMemory  # noqa: PLC0415
     from cpu_kernels.matrix import Matrix  # noqa: PLC0415
     from cpu_kernels.pool import Pool  # noqa: PLC0415
@@ -88,18 +88,13 @@ def _points(kind: KVType, counts: Iterable[int]) -> tuple[AttentionPoint, ...]:
         [
             row
             for place in places
-            for row in split_attention_rows(
-                *(out, queries, place),
-                scratch=int(scratch.ctypes.data),
-                tokens=1,
-                start=DEPTH_TOKENS - 1,
-                pieces=layout.pieces,
-                scale=scale,
+            for row in Attention(*(out, queries, place), tokens=1, start=DEPTH_TOKENS - 1, scale=scale).split_rows(
+                int(scratch.ctypes.data), layout.pieces
             )
         ]
     )
     prefill = Program(
-        [attention_row(out, queries, places[0], tokens=PROMPT_TOKENS, start=PROMPT_DEPTH_TOKENS, scale=scale)]
+        [Attention(out, queries, places[0], tokens=PROMPT_TOKENS, start=PROMPT_DEPTH_TOKENS, scale=scale).row()]
     )
     macs = 2 * LENGTH * heads * PROMPT_TOKENS * (PROMPT_DEPTH_TOKENS + PROMPT_TOKENS / 2)
     points = []

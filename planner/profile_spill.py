@@ -19,6 +19,7 @@ from offload.errors import FlashError, StrataError
 from offload.flash_probe import filesystem_key
 from offload.kv_spill import Slot, SpillFile
 from offload.memory import read_buffer
+from offload.pairs import Pairs
 from planner.apart import FAILURES, measured_apart
 from planner.machine import SpillRates
 from planner.profile import Profile, ensured
@@ -28,9 +29,9 @@ log = logging.getLogger("strata.planner.profile_spill")
 SLOT_BYTES = 1 << 20
 SLOTS = 96
 RING_SLOTS = 16
-PART_BYTES = 8 << 10  # a KV head's keys of 64 tokens, heads of 64 in float16
-PARTS_APART = 4  # of so many parts one is read
-PARTS_AT_ONCE = 8
+PART_BYTES = 8 << 10  # a KV head's keys or values of 64 tokens, heads of 64 in float16
+PAIRS = Pairs(SLOT_BYTES // (2 * PART_BYTES), PART_BYTES, PART_BYTES)
+PARTS_APART = 4  # of so many pairs one is read
 _LEAST_S = 0.2
 _LIMIT_S = 60
 
@@ -62,7 +63,7 @@ def measure_apart(folder: Path, threads: int) -> SpillRates:
 
 
 def measure(folder: str | Path, threads: int) -> SpillRates:
-    """Writes 96 MiB and reads them for a second: alone, while `threads` threads read RAM, and in parts.
+    """Writes 192 MiB and reads them for a second: alone, while `threads` threads read RAM, and in parts.
 
     FlashError where the drive fails.
     """
@@ -71,8 +72,9 @@ def measure(folder: str | Path, threads: int) -> SpillRates:
     ring = list(read_buffer(RING_SLOTS * SLOT_BYTES)[: RING_SLOTS * SLOT_BYTES].reshape(RING_SLOTS, SLOT_BYTES))
     with SpillFile(Path(folder), SLOT_BYTES, in_parts=True) as spill:
         slots = [spill.write(data) for _ in range(SLOTS)]
+        paired = [spill.write(data, PAIRS) for _ in range(SLOTS)]
         alone = _rate(lambda: _read_whole(spill, slots, ring))
-        parts = _rate(lambda: _read_parts(spill, slots, ring))
+        parts = _rate(lambda: _read_parts(spill, paired, ring))
         with _Computing(threads) as computing:
             free = computing.rate(lambda: time.sleep(_LEAST_S))
             found: list[float] = []
@@ -122,14 +124,19 @@ def _read_whole(spill: SpillFile, slots: Sequence[Slot], ring: Sequence[NDArray[
 
 
 def _read_parts(spill: SpillFile, slots: Sequence[Slot], ring: Sequence[NDArray[np.uint8]]) -> int:
-    reads = _Reads(spill)
-    step = PARTS_APART * PART_BYTES
-    ranges = [(first, first + PART_BYTES) for first in range(0, SLOT_BYTES, step)]
-    for number, slot in enumerate(slots):
-        for first in range(0, len(ranges), PARTS_AT_ONCE):
-            at_once = ranges[first : first + PARTS_AT_ONCE]
-            spill.submit_parts(slot, at_once, ring[number % RING_SLOTS], *reads.answers())
-    return reads.bytes()
+    from offload.spilled_pairs import PairReads  # noqa: PLC0415 - brings llvmlite and numba
+
+    assert spill.pairs is not None, "opened for it"
+    before = spill.read_bytes
+    for first in range(0, len(slots), RING_SLOTS):
+        paired = [slot.paired for slot in slots[first : first + RING_SLOTS] if slot.paired is not None]
+        runs = [(at, pair, 1) for at in range(len(paired)) for pair in range(0, PAIRS.count, PARTS_APART)]
+        places = np.array([place.ctypes.data for place in ring], np.int64)
+        copies = np.zeros((len(paired), PAIRS.count), np.int64)
+        failed = spill.pairs.read(PairReads(paired, np.array(runs, np.int64), places, copies, ring), lambda: None)
+        if failed is not None:
+            raise failed[1]
+    return spill.read_bytes - before
 
 
 class _Reads:

@@ -3,7 +3,7 @@
 Knows nothing about how plans are searched.
 """
 
-from offload.errors import DoesNotFitError
+from offload.errors import DoesNotFitError, RequestError
 from planner.budget import MIB, Budget, format_size
 from planner.kv_spill import least_kv_ram_bytes
 from planner.memory import memory_needs
@@ -48,6 +48,19 @@ def refused(question: Question) -> DoesNotFitError:
         smallest.ram,
         context_tokens=wanted,
         fitting_context_tokens=shorter.context_tokens if shorter is not None else None,
+    )
+
+
+def too_little_kv_ram(question: Question) -> RequestError | None:
+    """Why no CPU keeps to the RAM that keys and values may take; None where one does."""
+    wish, shape = question.wish, question.shape
+    context = wish.context_tokens or default_context(shape)
+    least = least_kv_ram_bytes(shape, context)
+    if wish.kv_ram_bytes is None or wish.kv_ram_bytes >= least:
+        return None
+    return RequestError(
+        f"--kv-ram {format_size(wish.kv_ram_bytes)} is too little for {context} tokens of context",
+        hint=f"{format_size(least)} would do, or a shorter context (-c)",
     )
 
 

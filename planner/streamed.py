@@ -23,6 +23,7 @@ from planner.prediction import Bottleneck
 PAGE_BYTES = 4096
 READ_SHARE = 0.9  # of the drive's rate: between a layer's last read and the next one's first it idles
 PACK_BYTES_PER_S = 3.0e9  # of a core that makes panels of what was read
+LANDING_SHARE = 0.8  # of the arithmetic of a layer's experts: done while others of them land
 LEAST_LAYERS = 2  # of a dense model: one that is computed, one that arrives
 CYCLING_LAYERS = 2  # slots of a dense model through which layers pass; the others stay
 
@@ -79,16 +80,21 @@ def hit_curve(shape: ModelShape, known: HitCurve | None = None) -> HitCurve:
 
 
 def missed_bytes(shape: ModelShape, curve: HitCurve, *, slots: int, tokens: int) -> float:
-    """Bytes that a step of `tokens` tokens reads. Those of a long prompt use all, and read what has no slot once."""
+    """Bytes that a step of `tokens` tokens reads. Those of a long prompt use all, layer after layer.
+
+    Then of the slots that the layer being computed leaves to others, each holds what is not read anew.
+    """
     total = sum(unit.num_bytes for unit in streamed_units(shape))
     one = curve.hit_rate(slots)
     if not shape.expert_count:
         return total * (1 - one) if slots < all_slots(shape) else 0.0
     first = shape.expert_used_count / shape.expert_count
     used = _used_share(shape, tokens)
-    # between one token, whose experts a good policy foresees, and all experts, of which only the slots' share is there
+    others = all_slots(shape) - shape.expert_count
+    kept = min(max(slots - shape.expert_count, 0) / others, 1.0) if others else float(slots >= all_slots(shape))
+    # between one token, whose experts a good policy foresees, and all experts
     spread = (used - first) / max(1 - first, 1e-9)
-    hit = one + (min(slots / all_slots(shape), 1.0) - one) * spread
+    hit = one + (kept - one) * spread
     return total * used * (1 - hit)
 
 
@@ -125,20 +131,25 @@ def step_seconds(
     settings: Settings,
     tokens: int,
     *,
+    experts_s: float = 0.0,
     read_ahead_s: float = 0.0,
 ) -> Mapping[Bottleneck, float]:
     """Seconds of a step of `tokens` tokens whose arithmetic takes `cpu_seconds`, by what they are spent with.
 
-    Where a step uses all of a layer it is read ahead, behind the arithmetic of the layers before. Else reads wait for
-    their layer's router, and of the arithmetic only that of experts which are there goes on meanwhile. `read_ahead_s`:
-    what the drive takes beside for reads that need not wait, but for those of the first layer.
+    Where a step uses all of a layer, it is read ahead as far as slots are free for that, behind the arithmetic of the
+    layers before; the rest lands while experts that are there are computed, which take `experts_s` of the arithmetic.
+    Else reads wait for their layer's router. `read_ahead_s`: what the drive takes beside for reads that need not wait,
+    but for those of the first layer.
     """
     missed = missed_bytes(shape, streaming.curve, slots=settings.stream_slots, tokens=tokens)
     reading = missed / read_bytes_per_s(shape, streaming.flash)
     packing = missed / (PACK_BYTES_PER_S * settings.threads)
     first = read_ahead_s / num_layers(shape)
     if _used_share(shape, tokens) >= DENSE_SHARE:  # what is packed takes the time of those who compute
-        arriving = max(reading + read_ahead_s - first - cpu_seconds, packing) + first
+        ahead = _ahead_share(shape, settings.stream_slots)
+        hidden = min(ahead * cpu_seconds + (1 - ahead) * LANDING_SHARE * experts_s, reading)
+        beside = max(read_ahead_s - first - (cpu_seconds - hidden), 0.0)
+        arriving = max(reading - hidden + beside, packing) + first
     else:
         arriving = max(reading, packing) + max(read_ahead_s - first - cpu_seconds, 0.0) + first
     return {Bottleneck.FLASH: arriving, Bottleneck.RAM_BANDWIDTH: cpu_seconds}
@@ -154,6 +165,15 @@ def read_bytes_per_s(shape: ModelShape, flash: Flash) -> float:
 def reads_bytes_per_s(flash: Flash, read_bytes: int) -> float:
     """At which a drive brings reads of that size, layer after layer."""
     return READ_SHARE * _rate(flash, read_bytes)
+
+
+def _ahead_share(shape: ModelShape, slots: int) -> float:
+    """Of what a layer lacks: read before its turn, with all of one layer in use and room for all of another kept."""
+    if not shape.expert_count:
+        return 1.0
+    count, layers = shape.expert_count, num_layers(shape)
+    lacking = count * (1 - max(slots - count, 0) / max(count * (layers - 1), 1))
+    return min(max(slots - 2 * count, 0) / lacking, 1.0) if lacking > 0 else 1.0
 
 
 def _used_share(shape: ModelShape, tokens: int) -> float:

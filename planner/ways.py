@@ -44,10 +44,12 @@ class Way:
 
 
 HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED)  # parts on the GPU, parts on the CPU: see `planner.hybrid`
+SPILLED_HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED, spills=True)
 STREAMED_HYBRID_WAY = Way(HYBRID, Device.GPU, WeightsForm.PACKED, streams=True)
 # Of each device the quickest way first, the one that needs least RAM last.
 EXECUTED = (
     HYBRID_WAY,
+    SPILLED_HYBRID_WAY,
     STREAMED_HYBRID_WAY,
     Way(SEQUENTIAL, Device.GPU, WeightsForm.FLOAT32),
     Way(PROGRAM, Device.CPU, WeightsForm.PACKED),

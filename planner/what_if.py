@@ -6,7 +6,7 @@ Knows nothing about how plans are found: each alternative is a question with one
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from offload.errors import DoesNotFitError
+from offload.errors import DoesNotFitError, RequestError
 from planner.budget import GIB, format_size
 from planner.machine import Machine
 from planner.plan import Plan
@@ -66,7 +66,7 @@ def _alternative(plan: Plan, change: str, question: Question) -> Alternative:
     """What is predicted for `question`, corrected as `plan` is where both run the same way: only so do they compare."""
     try:
         other = solve(question)
-    except DoesNotFitError:
+    except (DoesNotFitError, RequestError):  # the latter where --kv-ram is too little for a longer context
         return Alternative(change, None, None, None)
     now, then = plan.predicted, other.predicted
     decode = prefill = 1.0

@@ -14,8 +14,8 @@ from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from planner import gpu_products
 from planner.folders import spill_folder, stores_folder
-from planner.hybrid import brought_slots
 from planner.hybrid_memory import kv_tokens
+from planner.hybrid_needs import brought_slots
 from planner.hybrid_rates import expert_rates
 from planner.hybrid_split import split_of
 from planner.model_shape import ModelShape
@@ -74,7 +74,7 @@ def hybrid_executor(
     from runtime.executor.hybrid.placement import HybridPlacement  # noqa: PLC0415
 
     model, settings, isa = describe(gguf), plan.settings, current_isa()
-    shape, tuning = ModelShape.from_gguf(gguf), _followed(settings.tuning, isa)
+    shape, tuning = ModelShape.from_gguf(gguf, settings.kv), _followed(settings.tuning, isa)
     split = split_of(shape, plan.placements, settings.gpu_slots, settings.gpu_kv_tokens)
     room = plan.budget.gpu_bytes - plan.needs.gpu.process_bytes
     try:
@@ -103,6 +103,8 @@ def hybrid_executor(
         streamed=_streamed(gguf, model, isa, settings, tuning) if settings.stream_slots else None,
         kernels=kernels or _gpu_kernels(gguf, device),
         rates=_hybrid_rates(gguf, plan),
+        kv_policy=settings.kv,
+        kv_tiers=_kv_tiers(model, settings),
         on_load=on_load,
     )
     executor.warm_up()

@@ -78,7 +78,9 @@ class KeptRows:
         if (first + len(found)) * size.tokens <= held:
             return held
         blocks = [(folder.path(digest), digest) for folder, digest in found]
-        refused = read_blocks(blocks, size, lambda index, rows: kv.import_block(first + index, rows))
+        refused = read_blocks(
+            blocks, size, lambda index, rows: kv.import_block(first + index, rows), at_once=kv.blocks_at_once
+        )
         good = len(found) if refused is None else refused.index
         restored = max(held, (first + good) * size.tokens)
         kv.restored(restored)

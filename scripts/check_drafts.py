@@ -29,7 +29,7 @@ import numpy as np
 
 from offload.gguf import GGUFFile
 from offload.tiers import Device, Tier
-from planner.hybrid import needs_of, placements_of
+from planner.hybrid_needs import needs_of, placements_of
 from planner.hybrid_parts import parts
 from planner.hybrid_split import Split
 from planner.model_shape import ModelShape, UnitKind

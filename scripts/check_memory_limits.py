@@ -4,9 +4,13 @@
         [--context 256] [--prompt-words 5] [--kv f16]
 
 Each run is `strata run` in a memory control group of its own (version 1; needs root). Prints one line a run: limit, the
-group's peak, what happened; then how many answered and how many were refused. Exit code 1 if one was killed, passed its
-limit or failed otherwise. Answers must be the same text whatever the limit; `--kv` keeps keys and values in one type,
-without which plans may choose types that answer otherwise.
+group's peak, the page cache included, what happened, and of an answer the tokens of the prompt, what the process itself
+had in RAM at most and what was predicted; then how many answered and how many were refused. Exit code 1 if one was
+killed, passed its limit or failed otherwise. Answers must be the same text whatever the limit; `--kv` keeps keys and
+values in one type, without which plans may choose types that answer otherwise. One limit for a long context:
+
+    python scripts/check_memory_limits.py MODEL.gguf --runs 1 --least-mib 1300 --most-mib 1300 --context 131072
+        --prompt-words 4000 --kv f16
 """
 
 import argparse
@@ -26,7 +30,7 @@ WORDS = ("the", "thing", "in", "the", "inn")
 
 
 def run(options: argparse.Namespace, limit_mib: int) -> tuple[str, str, float]:
-    """(what happened, the answer, the group's peak in MiB)."""
+    """(what happened, with figures behind a colon; the answer; the group's peak in MiB)."""
     prompt = " ".join(islice(cycle(WORDS), options.prompt_words))
     command = [sys.executable, "-m", "runtime.cli", "run", "-m", str(options.model), "-f", "-", "--temp", "0"]
     command += ["-n", str(TOKENS), "-c", str(options.context), "--gpu", "off", "--json", "-q"]
@@ -44,7 +48,10 @@ def run(options: argparse.Namespace, limit_mib: int) -> tuple[str, str, float]:
     if peak > limit_mib:
         return "passed its limit", "", peak
     if done.returncode == 0:
-        return "answered", json.dumps(json.loads(done.stdout)["token_ids"]), peak
+        answer = json.loads(done.stdout)
+        resident, predicted = (answer[of]["peak_ram_bytes"] >> 20 for of in ("measured", "predicted"))
+        figures = f"{answer['prompt_tokens']} tokens, {resident} MiB resident, {predicted} MiB predicted"
+        return f"answered: {figures}", json.dumps(answer["token_ids"]), peak
     if done.returncode == 1 and "may be used (control group limit" in done.stderr:
         return "refused", "", peak
     return f"failed with {done.returncode}: {done.stderr.strip()[-200:]}", "", peak

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels.blocks import GROUP, KVBlocks, KVRows, Lanes, Rotation, row_numbers
 from gpu_kernels.decoding import DECODINGS
 from gpu_kernels.dispatch import BUCKETS, Dispatch
 from gpu_kernels.matrix import GpuMatrix
@@ -27,6 +27,8 @@ from gpu_kernels.tiles import GpuTraits
 from gpu_kernels.triton_kernels import TritonKernels
 
 PROCESSORS = 20
+CACHES = ("f16", "q8_0", "q4_0", "bf16")  # types of keys and values
+WHOLE = {"f16": torch.float16, "bf16": torch.bfloat16}
 PATTERNS = {
     "mma": r"\bmma\.sync|wgmma\.mma_async",
     "fma_f32": r"\bfma\.rn(\.ftz)?\.f32",
@@ -42,7 +44,8 @@ def launches(capability: int, quant_types: list[str], *, is_quick: bool = False)
     for name in quant_types:
         yield from _labelled(f"{name}, 1 column", partial(_product, few, name, 1))
         yield from _labelled(f"{name}, 16 columns", partial(_product, many, name, 16))
-    yield from _labelled("decode, float16 cache", partial(_attention, many, 1))
+    for kind in CACHES:
+        yield from _labelled(_cache_label("decode", kind), partial(_attention, many, 1, kind))
     if is_quick:
         return
     for name in quant_types[:1]:
@@ -53,10 +56,10 @@ def launches(capability: int, quant_types: list[str], *, is_quick: bool = False)
     for tokens in (16, 64):
         yield from _labelled(f"float32, {tokens} columns", partial(_product, exact, quant_types[0], tokens))
         yield from _labelled(f"float32 attention of {tokens}", partial(_attention, exact, tokens))
-    yield from _labelled("prefill, float16 cache", partial(_attention, many, 64))
+    for kind in CACHES:
+        yield from _labelled(_cache_label("prefill", kind), partial(_attention, many, 64, kind))
     for tokens in (1, 64):
         yield from _labelled(f"part of a context, {tokens}", partial(_attention, many, tokens, is_part=True))
-    yield from _labelled("decode, int8 cache", partial(_attention, many, 1, is_int8=True))
     yield from _labelled("", partial(_rows, many))
 
 
@@ -67,9 +70,14 @@ def step_launches(capability: int, quant_types: list[str]) -> Iterator[tuple[str
             for tokens in (1, 2, 17):
                 yield from _labelled(f"{name}, {tokens}", partial(_product, _kernels(capability, way), name, tokens))
     for tokens in (1, 17):
-        for label, is_part in (("attention", False), ("part", True)):
-            work = partial(_attention, _kernels(capability, "few"), tokens, is_part=is_part)
-            yield from _labelled(f"{label}, {tokens}", work)
+        for kind, is_part in (("f16", False), ("f16", True), ("q8_0", False), ("q4_0", False)):
+            work = partial(_attention, _kernels(capability, "few"), tokens, kind, is_part=is_part)
+            yield from _labelled(f"{'part' if is_part else 'whole'} {kind}, {tokens}", work)
+
+
+def _cache_label(step: str, kind: str) -> str:
+    """Numbers of bfloat16 are multiplied as float32."""
+    return f"{'float32 ' if kind == 'bf16' else ''}{step}, {kind} cache"
 
 
 def _labelled(label: str, work: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
@@ -96,13 +104,18 @@ def _experts(kernels: TritonKernels, name: str) -> None:
         kernels.expert_matmul(torch.zeros((pairs, 2048)), matrix, segments, torch.zeros((pairs, 768)))
 
 
-def _attention(kernels: TritonKernels, tokens: int, *, is_int8: bool = False, is_part: bool = False) -> None:
-    shape, heads = (64, 64, 4, 128), 16
-    if is_int8:
-        codes = [torch.zeros(shape, dtype=torch.int8) for _ in range(2)]
-        cache = KVBlocks(codes[0], codes[1], torch.zeros(shape[:3]), torch.zeros(shape[:3]))
-    else:
-        cache = KVBlocks(torch.zeros(shape).half(), torch.zeros(shape).half())
+def _rows_of_heads(kind: str, step: int) -> KVRows:
+    """64 blocks of 64 tokens, turned if coded."""
+    if kind in WHOLE:
+        return KVRows(torch.zeros((64, 64, 4, 128), dtype=WHOLE[kind]), 128)
+    dtype = torch.int8 if kind == "q8_0" else torch.uint8
+    numbers = torch.zeros((64, 64, 4, row_numbers(dtype, 128, step)), dtype=dtype)
+    return KVRows(numbers, 128, torch.zeros((64, 64, 4, 128 // GROUP)).half(), step, is_turned=True)
+
+
+def _attention(kernels: TritonKernels, tokens: int, kind: str = "f16", *, is_part: bool = False) -> None:
+    heads = 16
+    cache = KVBlocks(_rows_of_heads(kind, 2 if kind == "q8_0" else 4), _rows_of_heads(kind, GROUP))
     lanes = Lanes(torch.zeros((1, 64), dtype=torch.int32), torch.full((1,), 4096, dtype=torch.int32))
     rows = torch.zeros((tokens, (heads + 8) * 128))
     queries, keys, values = rows[:, : heads * 128], rows[:, heads * 128 : -512], rows[:, -512:]

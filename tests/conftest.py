@@ -57,13 +57,15 @@ def _remove_old(folder: Path) -> None:
                 path.unlink()
 
 
-@pytest.fixture(autouse=True)
-def _known_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _known_drive() -> Iterator[None]:
     """Plans of models that do not fit in RAM ask how fast the drive is: nobody waits 8 s for a measurement here."""
     figures = DriveFigures((ReadFigure(1 << 20, 4, True, 2e9),), 1e9)
-    monkeypatch.setattr("planner.profile.probe", lambda _, **_options: figures)
-    monkeypatch.setattr("planner.profile_attention.measure_apart", lambda *_: AttentionRates())
-    monkeypatch.setattr("planner.profile_spill.measure_apart", lambda *_: SpillRates(2e9, 1.5e9, 0.9, 5e8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("planner.profile.probe", lambda _, **_options: figures)
+        patch.setattr("planner.profile_attention.measure_apart", lambda *_: AttentionRates())
+        patch.setattr("planner.profile_spill.measure_apart", lambda *_: SpillRates(2e9, 1.5e9, 0.9, 5e8))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def unpacked_values(layout: KVLayout, chunks: Sequence[Bytes], tokens: int) -> F
 def _by_head(blocks: Floats, layout: KVLayout) -> Floats:
     """(pieces * heads * 8, 64, length) to (heads, tokens, length)."""
     length = blocks.shape[-1]
-    parts = blocks.reshape(layout.pieces, layout.kv_heads, PIECE_BLOCKS * BLOCK_TOKENS, length)
+    parts = blocks.reshape(-1, layout.kv_heads, PIECE_BLOCKS * BLOCK_TOKENS, length)
     return parts.transpose(1, 0, 2, 3).reshape(layout.kv_heads, -1, length)
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from runtime.architectures.base import Rope, RopeScaling
 
 FIRST_POSITIONS = 256
+MORE_POSITIONS = 8192  # at most ahead of what is asked for
+AT_ONCE = 1024  # in float64, so that little memory is taken besides the table
 
 
 class RotaryTable:
@@ -32,12 +34,17 @@ class RotaryTable:
 
     def at(self, start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(cosines, sines) of positions start to stop - 1, each (stop - start, pairs)."""
-        if stop > len(self._cos):
-            known = len(self._cos)
-            rows = max(stop, 2 * known, FIRST_POSITIONS)
-            turned = np.arange(known, rows, dtype=np.float64)[:, None] * self._angles
-            self._cos = np.concatenate((self._cos, (np.cos(turned) * self._magnitude).astype(np.float32)))
-            self._sin = np.concatenate((self._sin, (np.sin(turned) * self._magnitude).astype(np.float32)))
+        known = len(self._cos)
+        if stop > known:
+            rows = max(stop, min(2 * known, known + MORE_POSITIONS), FIRST_POSITIONS)
+            tables = [np.empty((rows, len(self._angles)), np.float32) for _ in range(2)]
+            for table, before, wave in zip(tables, (self._cos, self._sin), (np.cos, np.sin), strict=True):
+                table[:known] = before
+                for first in range(known, rows, AT_ONCE):
+                    end = min(first + AT_ONCE, rows)
+                    turned = np.arange(first, end, dtype=np.float64)[:, None] * self._angles
+                    table[first:end] = wave(turned) * self._magnitude
+            self._cos, self._sin = tables
         return self._cos[start:stop], self._sin[start:stop]
 
 

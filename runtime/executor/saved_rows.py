@@ -33,6 +33,11 @@ class SavedRows(Protocol):
         """Tokens at the start whose rows do not change any more, whatever comes behind them."""
         ...
 
+    @property
+    def blocks_at_once(self) -> int | None:
+        """How many blocks may be imported in any order, before others are; None for any number."""
+        ...
+
     def export_block(self, index: int, out: NDArray[np.uint8]) -> None:
         """Copies the rows of a block, all of whose tokens are final, to `out`, (block_bytes,)."""
         ...

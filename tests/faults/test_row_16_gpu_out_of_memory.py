@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from cpu_kernels.kv_policy import KVPolicy
+from cpu_kernels.kv_types import KVType
 from gpu_kernels.simulated import SimulatedDevice
 from gpu_kernels.torch_kernels import TorchKernels
 from offload.errors import DeviceError
@@ -19,6 +21,8 @@ from tests.support.divergence import max_kl_divergence
 from tests.support.hybrid import FAST_GPU, all_logits, greedy, hybrid, model_of
 
 IDS = models.prompt(length=200)
+F16, Q8_0 = KVPolicy(), KVPolicy(KVType.Q8_0, KVType.Q8_0)
+KL = {F16: 2e-6, Q8_0: 1e-4}  # what lies between two codes may become either
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,22 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_model(tmp_path_factory.mktemp("models") / "llama.gguf", models.spec_of("llama"), "F32")
 
 
+@pytest.fixture(scope="module", params=[F16, Q8_0], ids=["f16", "q8_0"])
+def policy(request: pytest.FixtureRequest) -> KVPolicy:
+    """How keys and values are kept."""
+    kept: KVPolicy = request.param
+    return kept
+
+
 @pytest.fixture(scope="module")
-def expected(path: Path) -> np.ndarray:
-    return programs.logits_of(path, IDS, capacity_tokens=256)
+def expected(path: Path, policy: KVPolicy) -> np.ndarray:
+    with programs.executor(path, kv_policy=policy) as runner:
+        return all_logits(runner, IDS, 256)
 
 
-def needed_bytes(path: Path, *, chunk_tokens: int, context_tokens: int) -> int:
+def needed_bytes(path: Path, policy: KVPolicy, *, chunk_tokens: int, context_tokens: int) -> int:
     """Of the GPU's memory, for everything on it."""
-    options = {"chunk_tokens": chunk_tokens, "context_tokens": context_tokens}
+    options = {"chunk_tokens": chunk_tokens, "context_tokens": context_tokens, "kv_policy": policy}
     with hybrid(path, HybridPlacement.whole(model_of(path)), **options) as runner:
         all_logits(runner, IDS, 256)
         return runner.gpu_bytes
@@ -50,12 +62,14 @@ def limited(path: Path, limit_bytes: int, context_tokens: int = 256, **options) 
         file.close()
 
 
-def test_prompts_go_on_in_smaller_chunks(path: Path, expected: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    limit = needed_bytes(path, chunk_tokens=64, context_tokens=256)
-    runner = limited(path, limit, chunk_tokens=256)
+def test_prompts_go_on_in_smaller_chunks(
+    path: Path, policy: KVPolicy, expected: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = needed_bytes(path, policy, chunk_tokens=64, context_tokens=256)
+    runner = limited(path, limit, chunk_tokens=256, kv_policy=policy)
     with caplog.at_level(logging.WARNING, "strata.hybrid"):
         ours = all_logits(runner, IDS, 256)
-    assert max_kl_divergence(expected, ours) < 2e-6
+    assert max_kl_divergence(expected, ours) < KL[policy]
     assert any("chunks of" in record.message for record in caplog.records)
     assert not runner.placement.ram_kv
     again = all_logits(runner, IDS, 256)
@@ -63,24 +77,26 @@ def test_prompts_go_on_in_smaller_chunks(path: Path, expected: np.ndarray, caplo
     runner.close()
 
 
-def test_keys_and_values_move_to_ram(path: Path, expected: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    limit = needed_bytes(path, chunk_tokens=32, context_tokens=64) + (160 << 10)
-    runner = limited(path, limit, context_tokens=64, chunk_tokens=32)
+def test_keys_and_values_move_to_ram(
+    path: Path, policy: KVPolicy, expected: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = needed_bytes(path, policy, chunk_tokens=32, context_tokens=64) + (160 << 10)
+    runner = limited(path, limit, context_tokens=64, chunk_tokens=32, kv_policy=policy)
     with caplog.at_level(logging.WARNING, "strata.hybrid"):
         kv, other = runner.new_kv(256), runner.new_kv(256)
         ours = [runner.forward([Step(IDS[start : start + 40], kv)], logits="all")[0] for start in range(0, 200, 40)]
         both = [runner.forward([Step(IDS[start : start + 40], other)], logits="all")[0] for start in range(0, 200, 40)]
     assert runner.placement.ram_kv
     assert any("move to RAM" in record.message for record in caplog.records)
-    assert max_kl_divergence(expected, np.concatenate(ours)) < 2e-6
-    assert max_kl_divergence(expected, np.concatenate(both)) < 2e-6
+    assert max_kl_divergence(expected, np.concatenate(ours)) < KL[policy]
+    assert max_kl_divergence(expected, np.concatenate(both)) < KL[policy]
     runner.close()
 
 
-def test_what_was_attended_before_is_still_there_after_a_move(path: Path) -> None:
-    with programs.executor(path) as plain:
+def test_what_was_attended_before_is_still_there_after_a_move(path: Path, policy: KVPolicy) -> None:
+    with programs.executor(path, kv_policy=policy) as plain:
         tokens, _ = greedy(plain, IDS[:50], 30)
-    with hybrid(path, HybridPlacement.whole(model_of(path))) as runner:
+    with hybrid(path, HybridPlacement.whole(model_of(path)), kv_policy=policy) as runner:
         kv = runner.new_kv(100)
         ours = [int(runner.forward([Step(IDS[:50], kv)])[0][-1].argmax())]
         while len(ours) < 30:
@@ -108,26 +124,28 @@ class Failing:
 
 
 @pytest.mark.parametrize("at", [14, 16, 19])
-def test_a_kernel_that_finds_no_memory(path: Path, expected: np.ndarray, at: int) -> None:
+def test_a_kernel_that_finds_no_memory(path: Path, policy: KVPolicy, expected: np.ndarray, at: int) -> None:
     """Anywhere in a step, with the CPU's program waiting for the GPU or the other way round."""
     placement = HybridPlacement(frozenset({0, 1}), frozenset({0}), output=True)
     kernels = Failing(at, torch.OutOfMemoryError("CUDA out of memory"))
-    with hybrid(path, placement, kernels=kernels, threads=2) as runner:
+    with hybrid(path, placement, kernels=kernels, threads=2, kv_policy=policy) as runner:
         ours = all_logits(runner, IDS, 256)
-        assert max_kl_divergence(expected, ours) < 2e-6
+        assert max_kl_divergence(expected, ours) < KL[policy]
 
 
 @pytest.mark.parametrize("at", [14, 16, 19])
-def test_a_device_that_fails_is_told_and_changes_nothing(path: Path, expected: np.ndarray, at: int) -> None:
+def test_a_device_that_fails_is_told_and_changes_nothing(
+    path: Path, policy: KVPolicy, expected: np.ndarray, at: int
+) -> None:
     placement = HybridPlacement(frozenset({0, 1}), frozenset({0}), output=True)
     kernels = Failing(at, RuntimeError("CUDA error: an illegal memory access was encountered"))
-    with hybrid(path, placement, kernels=kernels, threads=2) as runner:
+    with hybrid(path, placement, kernels=kernels, threads=2, kv_policy=policy) as runner:
         kv = runner.new_kv(256)
         with pytest.raises(DeviceError, match="illegal memory access"):
             runner.forward([Step(IDS, kv)])
         assert kv.length == 0
         ours = runner.forward([Step(IDS, kv)], logits="all")[0]
-        assert max_kl_divergence(expected, ours) < 2e-6
+        assert max_kl_divergence(expected, ours) < KL[policy]
 
 
 def test_all_in_ram_and_still_too_little(path: Path) -> None:
@@ -144,9 +162,10 @@ def test_weights_that_do_not_fit(path: Path) -> None:
         limited(path, 1 << 20)
 
 
-def test_a_reserve_that_does_not_fit_stays_in_ram(path: Path, expected: np.ndarray) -> None:
-    limit = needed_bytes(path, chunk_tokens=256, context_tokens=256) + (32 << 20)
-    runner = limited(path, limit, context_tokens=1 << 16)
+def test_a_reserve_that_does_not_fit_stays_in_ram(path: Path, policy: KVPolicy, expected: np.ndarray) -> None:
+    room = {F16: 32 << 20, Q8_0: 17 << 20}[policy]
+    limit = needed_bytes(path, policy, chunk_tokens=256, context_tokens=256) + room
+    runner = limited(path, limit, context_tokens=1 << 16, kv_policy=policy)
     assert runner.placement.ram_kv == {1}
-    assert max_kl_divergence(expected, all_logits(runner, IDS, 256)) < 2e-6
+    assert max_kl_divergence(expected, all_logits(runner, IDS, 256)) < KL[policy]
     runner.close()

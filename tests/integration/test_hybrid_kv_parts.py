@@ -14,7 +14,7 @@ from gpu_kernels.simulated import SimulatedDevice
 from offload.gguf import GGUFFile
 from planner.budget import MIB, Budget
 from planner.gpu_choice import chosen_gpu
-from planner.hybrid import needs_of
+from planner.hybrid_needs import needs_of
 from planner.hybrid_split import Split
 from planner.model_shape import ModelShape
 from planner.question import Here, Wish, ask

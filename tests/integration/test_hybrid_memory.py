@@ -11,8 +11,8 @@ from gpu_kernels.simulated import SimulatedDevice
 from offload.gguf import GGUFFile
 from offload.transfer import BUFFER_BYTES, BUFFERS
 from planner.budget import MIB, Budget
-from planner.hybrid import brought_slots, needs_of
 from planner.hybrid_memory import TRANSFER_BUFFERS, TRANSFER_BYTES, kv_tokens
+from planner.hybrid_needs import brought_slots, needs_of
 from planner.hybrid_split import Split
 from planner.model_shape import ModelShape
 from runtime.architectures import describe

@@ -8,7 +8,7 @@ import pytest
 from offload.gguf import GGUFFile
 from planner.budget import MIB, Budget
 from planner.gpu_choice import chosen_gpu
-from planner.hybrid import needs_of, placements_of
+from planner.hybrid_needs import needs_of, placements_of
 from planner.hybrid_split import Split
 from planner.model_shape import ModelShape
 from planner.plan import Plan

@@ -12,7 +12,7 @@ from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from planner.budget import MIB, Budget
 from planner.gpu_choice import chosen_gpu
-from planner.hybrid import needs_of, placements_of
+from planner.hybrid_needs import needs_of, placements_of
 from planner.hybrid_split import Split
 from planner.model_shape import ModelShape
 from planner.plan_check import check_runnable

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu_kernels.attention import (
-    attention_row,
-    part_columns,
-    partial_floats,
-    pieces_of,
-    split_attention_rows,
-    tile_tokens,
-)
+from cpu_kernels.attention import Attention, carried_floats, part_columns, partial_floats, pieces_of, tile_tokens
 from cpu_kernels.heads import Rotation, heads_row
 from cpu_kernels.isa import ISA
 from cpu_kernels.kv_layout import KVLayout, KVMemory
 from cpu_kernels.matrix import Matrix
 from cpu_kernels.pool import Pool
 from cpu_kernels.program import Parameter, Program, Row
+from cpu_kernels.reference.kv_codes import unpacked_keys, unpacked_values
 from tests.support.kv_chunks import scattered_chunks
 from tests.support.rows import ISA_NAMES, ISAS, THREADS, address, close, floats, run
 
@@ -69,7 +63,7 @@ class Memory:
         self.at = KVMemory(self.layout, address(self.table))
 
     def unpacked(self, tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        keys, values = self.layout.unpack_keys(self.chunks, tokens), self.layout.unpack_values(self.chunks, tokens)
+        keys, values = (unpack(self.layout, self.chunks, tokens) for unpack in (unpacked_keys, unpacked_values))
         return keys.astype(np.float64), values.astype(np.float64)
 
     def fill(self, case: Case) -> None:
@@ -100,24 +94,32 @@ CASES = [
 ]
 
 
+def attention(
+    case: Case,
+    out: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    start: int,
+    memory: Memory,
+    isa: ISA | None = None,
+    part_pieces: int | None = None,
+) -> Attention:
+    return Attention(
+        *(Matrix.of(out), Matrix.of(queries), memory.at),
+        tokens=len(queries),
+        start=start,
+        scale=case.scale,
+        window=case.window,
+        softcap=case.softcap,
+        part_pieces=part_pieces,
+        isa=isa,
+    )
+
+
 def whole(
     case: Case, queries: NDArray[np.float32], memory: Memory, isa: ISA | None, threads: int = 2
 ) -> NDArray[np.float32]:
     out = np.full((len(queries), case.heads * case.value_length), np.nan, np.float32)
-    run(
-        attention_row(
-            Matrix.of(out),
-            Matrix.of(queries),
-            memory.at,
-            tokens=len(queries),
-            start=case.start + case.tokens - len(queries),
-            scale=case.scale,
-            window=case.window,
-            softcap=case.softcap,
-            isa=isa,
-        ),
-        threads=threads,
-    )
+    run(attention(case, out, queries, case.start + case.tokens - len(queries), memory, isa).row(), threads=threads)
     return out
 
 
@@ -126,19 +128,8 @@ def split(
 ) -> NDArray[np.float32]:
     out = np.full((len(queries), case.heads * case.value_length), np.nan, np.float32)
     scratch = np.full(partial_floats(case.heads, memory.layout, len(queries)), np.nan, np.float32)
-    rows = split_attention_rows(
-        Matrix.of(out),
-        Matrix.of(queries),
-        memory.at,
-        scratch=address(scratch),
-        tokens=len(queries),
-        start=start,
-        pieces=pieces_of(start + len(queries)),
-        scale=case.scale,
-        window=case.window,
-        softcap=case.softcap,
-        isa=isa,
-    )
+    pieces = pieces_of(start + len(queries))
+    rows = attention(case, out, queries, start, memory, isa).split_rows(address(scratch), pieces)
     run(*rows, threads=threads)
     return out
 
@@ -161,6 +152,40 @@ def test_attention_and_its_identity(case: Case, isa: ISA) -> None:
     assert (split(case, queries[:some], case.start, memory, isa) == out[:some]).all()
 
 
+RANGES = [
+    (Case(8, 2, 64, 64, tokens=3, start=1600), [1, 3], None),
+    (Case(8, 2, 64, 64, tokens=9, start=1530), [2], None),  # the first tokens end in an earlier piece than the last
+    (Case(2, 1, 32, 33, tokens=40, start=1600, window=700, softcap=5.0), [1, 2, 3], None),
+    (Case(2, 1, 32, 33, tokens=40, start=1600, window=700), [1, 2], 3),
+    (Case(2, 1, 32, 33, tokens=3, start=1100), [1, 2], 2),  # nothing is left of the part for the last row
+]
+
+
+@every_isa
+@pytest.mark.parametrize(("case", "cuts", "part_pieces"), RANGES, ids=str)
+def test_pieces_may_come_in_ranges(case: Case, cuts: list[int], part_pieces: int | None, isa: ISA) -> None:
+    memory = Memory(case)
+    memory.fill(case)
+    queries = floats(0, case.tokens, case.heads * case.key_length)
+    columns = case.heads * case.value_length if part_pieces is None else part_columns(case.heads, case.value_length)
+    one, other, few = (np.full((case.tokens, columns), np.nan, np.float32) for _ in range(3))
+    run(attention(case, one, queries, case.start, memory, isa, part_pieces).row())
+    ranges = attention(case, other, queries, case.start, memory, isa, part_pieces)
+    carried = np.full(carried_floats(case.heads, memory.layout, case.tokens), np.nan, np.float32)
+    for first, end in zip([0, *cuts], [*cuts, None], strict=True):
+        run(ranges.range_row(address(carried), first, end), threads=2)
+    assert (one == other).all()
+    if case.tokens > tile_tokens(case.heads, case.kv_heads):
+        return
+    scratch = np.full(partial_floats(case.heads, memory.layout, case.tokens), np.nan, np.float32)
+    split = attention(case, few, queries, case.start, memory, isa, part_pieces)
+    pieces = pieces_of(case.start + case.tokens) if part_pieces is None else part_pieces
+    for first, end in reversed(list(zip([0, *cuts], [*cuts, pieces], strict=True))):
+        run(split.pieces_row(address(scratch), first, end), threads=3)
+    run(split.merge_row(address(scratch), pieces))
+    assert (one == few).all()
+
+
 def part(
     case: Case, queries: NDArray[np.float32], memory: Memory, pieces: int, isa: ISA | None, *, shares: bool
 ) -> NDArray[np.float32]:
@@ -168,13 +193,8 @@ def part(
     start = case.start + case.tokens - len(queries)
     out = np.full((len(queries), part_columns(case.heads, case.value_length)), np.nan, np.float32)
     scratch = np.full(partial_floats(case.heads, memory.layout, len(queries)), np.nan, np.float32)
-    place = (Matrix.of(out), Matrix.of(queries), memory.at)
-    options = {"tokens": len(queries), "start": start, "scale": case.scale, "isa": isa}
-    options |= {"window": case.window, "softcap": case.softcap}
-    if shares:
-        run(*split_attention_rows(*place, scratch=address(scratch), pieces=pieces, is_part=True, **options))
-    else:
-        run(attention_row(*place, part_pieces=pieces, **options))
+    told = attention(case, out, queries, start, memory, isa, pieces)
+    run(*(told.split_rows(address(scratch), pieces) if shares else [told.row()]))
     return out
 
 
@@ -242,16 +262,9 @@ def test_a_program_grows_with_its_sequence() -> None:
     queries = floats(0, 1, 128)
     out = np.zeros((1, 128), np.float32)
     scratch = np.zeros(partial_floats(4, memory.layout, 1), np.float32)
-    rows = split_attention_rows(
-        Matrix.of(out),
-        Matrix.of(queries),
-        memory.at,
-        scratch=address(scratch),
-        tokens=1,
-        start=Parameter("start"),
-        pieces=Parameter("start", offset=1, divisor=512),
-        scale=case.scale,
-    )
+    rows = Attention(
+        *(Matrix.of(out), Matrix.of(queries), memory.at), tokens=1, start=Parameter("start"), scale=case.scale
+    ).split_rows(address(scratch), Parameter("start", offset=1, divisor=512))
     program = Program(rows)
     with Pool(2) as pool:
         for start in (0, 63, 511, 512, 1030):
@@ -380,11 +393,11 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="5 pairs turn in heads of 8"):
         heads_row(queries, keys, keys, memory.at, Rotation(0, 0, 5, neighbours=True), tokens=1, start=0)
     with pytest.raises(ValueError, match="8 output columns"):
-        attention_row(narrow, queries, memory.at, tokens=1, start=0, scale=1.0)
+        Attention(narrow, queries, memory.at, tokens=1, start=0, scale=1.0)
     with pytest.raises(ValueError, match="window of 0"):
-        attention_row(queries, queries, memory.at, tokens=1, start=0, scale=1.0, window=0)
-    with pytest.raises(ValueError, match="split attention of 17 tokens; a tile holds 16"):
-        split_attention_rows(queries, queries, memory.at, scratch=0, tokens=17, start=0, pieces=1, scale=1.0)
+        Attention(queries, queries, memory.at, tokens=1, start=0, scale=1.0, window=0)
+    with pytest.raises(ValueError, match="attention of 17 tokens by pieces; a tile holds 16"):
+        Attention(queries, queries, memory.at, tokens=17, start=0, scale=1.0).pieces_row(0, 0, 1)
     with pytest.raises(ValueError, match="3 heads share 2"):
         tile_tokens(3, 2)
     with pytest.raises(ValueError, match="at least 1"):

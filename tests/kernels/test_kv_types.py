@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpu_kernels.attention import attention_row, partial_floats, split_attention_rows, tile_tokens
+from cpu_kernels.attention import Attention, partial_floats, tile_tokens
 from cpu_kernels.heads import Rotation, code_keys_row, heads_row
 from cpu_kernels.isa import ISA
 from cpu_kernels.kv_layout import BLOCK_TOKENS, KVLayout, KVMemory, pieces_of
@@ -110,13 +110,12 @@ def attended(filled: Filled, queries: Floats, isa: ISA | None) -> tuple[Floats, 
     out = np.full((case.tokens, case.heads * case.value_length), np.nan, np.float32)
     options = {"scale": case.scale, "window": case.window, "softcap": case.softcap, "isa": isa, "start": case.start}
     place = (Matrix.of(queries), filled.memory)
-    run(attention_row(Matrix.of(out), *place, tokens=case.tokens, **options), threads=2)
+    run(Attention(Matrix.of(out), *place, tokens=case.tokens, **options).row(), threads=2)
     few = min(case.tokens, tile_tokens(case.heads, case.kv_heads))
     other = np.full((few, out.shape[1]), np.nan, np.float32)
     scratch = np.full(partial_floats(case.heads, layout, few), np.nan, np.float32)
-    pieces = pieces_of(case.start + few)
-    split = {"scratch": address(scratch), "tokens": few, "pieces": pieces}
-    run(*split_attention_rows(Matrix.of(other), *place, **split, **options), threads=3)
+    split = Attention(Matrix.of(other), *place, tokens=few, **options)
+    run(*split.split_rows(address(scratch), pieces_of(case.start + few)), threads=3)
     return out, other
 
 

@@ -12,14 +12,20 @@ from offload.kv_chunks import ChunkStore
 from offload.kv_spill import SpillFile
 from offload.store_files import FILES, Files
 from runtime.executor import Step
+from runtime.executor.hybrid import HybridPlacement
+from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program.kv_tiers import KVTiers, staging_bytes
 from tests.support import models, programs
+from tests.support.divergence import max_kl_divergence
+from tests.support.hybrid import hybrid
 
 SLOT_BYTES = 1 << 18
 PIECES = 5
 TOKENS = 512 * PIECES
 IDS = models.prompt(length=TOKENS + 64)
+TIGHT = HybridPlacement(frozenset({1}), frozenset(), output=True, kv_tokens=1024)  # most of layer 1 in RAM too
+LOOPS = {"program": None, "hybrid": TIGHT}
 
 
 @contextmanager
@@ -31,10 +37,11 @@ def spilling(
     mode: ReadMode = ReadMode.DIRECT,
     deadline_s: float = DEADLINE_S,
     slots: int | None = None,
+    placement: HybridPlacement | None = None,
 ) -> Iterator[ProgramExecutor]:
     """An executor with RAM for so many pieces of a sequence of `PIECES`, and for reading the others.
 
-    `slots`: for experts or layers, which come from flash then; None where RAM has all.
+    `slots`: for experts or layers, which come from flash then; None where RAM has all. `placement`: of a hybrid.
     """
     layout = _layout(path)
     most = layout.piece_bytes * pieces + staging_bytes(layout, PIECES + 1 - pieces)
@@ -44,7 +51,20 @@ def spilling(
         with programs.streaming(path, slots, mode=mode, deadline_s=deadline_s, kv_tiers=tiers) as (streaming, _):
             yield streaming
         return
-    with programs.executor(path, kv_tiers=tiers) as executor:
+    with running(path, placement, kv_tiers=tiers) as executor:
+        yield executor
+
+
+@contextmanager
+def running(
+    path: Path, placement: HybridPlacement | None, kv_tiers: KVTiers | None = None
+) -> Iterator[ProgramExecutor]:
+    """The program loop's, or a hybrid's where there is a placement."""
+    if placement is None:
+        with programs.executor(path, kv_tiers=kv_tiers) as executor:
+            yield executor
+        return
+    with hybrid(path, placement, kv_tiers=kv_tiers, chunk_tokens=256, context_tokens=TOKENS + 64) as executor:
         yield executor
 
 
@@ -58,9 +78,21 @@ def run(executor: ProgramExecutor, kv: ProgramKV, ids: Sequence[int]) -> NDArray
     return executor.forward([Step(ids, kv)])[0]
 
 
-def plain_logits(path: Path, tokens: int, more: int) -> list[NDArray[np.float32]]:
-    """Behind a prompt of so many tokens and those that follow one by one, with all in RAM."""
-    with programs.executor(path) as executor:
+def agree(kv: ProgramKV, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
+    """Whether logits are the same to the bit.
+
+    Nearly, of a hybrid: when its old pieces move to RAM depends on others, and on that the order of sums.
+    """
+    if isinstance(kv, HybridKV):
+        return max_kl_divergence(wanted, found) <= 1e-6
+    return np.array_equal(found, wanted)
+
+
+def plain_logits(
+    path: Path, tokens: int, more: int, placement: HybridPlacement | None = None
+) -> list[NDArray[np.float32]]:
+    """Behind a prompt of so many tokens and those that follow one by one, with nothing on flash."""
+    with running(path, placement) as executor:
         kv = executor.new_kv(tokens + more)
         return [run(executor, kv, IDS[:tokens])] + [
             run(executor, kv, IDS[tokens + index : tokens + index + 1]) for index in range(more)

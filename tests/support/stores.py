@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ class FailingFiles(Files):
         self.calls += 1
         if self.first <= self.calls <= self.last:
             raise OSError(self.code, os.strerror(self.code))
+
+
+class KillingFiles(Files):
+    """Its process is killed at the call behind `calls` others."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def before(self, _name: str) -> None:
+        """Counts a call."""
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class PowerLost(BaseException):
@@ -151,5 +165,6 @@ def _counted(name: str) -> Any:
 
 for _name in METHODS:
     setattr(FailingFiles, _name, _counted(_name))
+    setattr(KillingFiles, _name, _counted(_name))
     if _name not in vars(LosingFiles):
         setattr(LosingFiles, _name, _counted(_name))

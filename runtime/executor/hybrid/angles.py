@@ -4,7 +4,7 @@ import torch
 
 from gpu_kernels.blocks import Rotation
 from gpu_kernels.device import GpuDevice, Stream
-from runtime.architectures.base import Rope, RopeOrder
+from runtime.architectures.base import Model, Rope, RopeOrder
 from runtime.executor.program.angles import Angles
 from runtime.executor.rotary import RotaryTable
 
@@ -39,3 +39,9 @@ class GpuAngles:
         self._stream.copy(there, part)
         self._stream.synchronize()
         return there
+
+
+def factors_of(model: Model, capacity_tokens: int) -> tuple[str | None, ...]:
+    """Names of what layers' angles are divided by, for sequences of that capacity; None where by nothing."""
+    factors = (layer.rope.factors(capacity_tokens) for layer in model.layers)
+    return tuple(None if tensor is None else tensor.name for tensor in factors)

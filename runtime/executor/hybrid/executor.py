@@ -1,9 +1,9 @@
 """Runs a model on a GPU and the CPU together, each its parts, by a placement that does not change while all is well.
 
 Where the GPU's memory does not suffice in the middle of a run, prompts go in smaller chunks, then slots for experts are
-given up, then the oldest keys and values move to RAM, then all those of layers; this is logged. Knows nothing about how
-a placement is found. Invariants: as for `ProgramExecutor`, as far as the GPU's kernels give a token the same bits
-whatever is computed beside it.
+given up, then the oldest keys and values move to RAM, then all those of layers; this is logged. What RAM has no room
+for then goes on to flash. Knows nothing about how a placement is found. Invariants: as for `ProgramExecutor`, as far as
+the GPU's kernels give a token the same bits whatever is computed beside it.
 """
 
 import logging
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cpu_kernels.isa import ISA
+from cpu_kernels.kv_layout import PIECE_TOKENS
 from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.tuning import Tuning
 from gpu_kernels.device import GpuDevice
@@ -27,16 +28,18 @@ from offload.errors import DeviceError
 from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from runtime.architectures.base import Model
+from runtime.executor.hybrid.angles import factors_of
 from runtime.executor.hybrid.experts import GpuExperts, has_gpu_experts
 from runtime.executor.hybrid.finite_sums import FiniteSums
-from runtime.executor.hybrid.kv import HybridKV
+from runtime.executor.hybrid.kv import HybridKV, bring_all_to_ram
 from runtime.executor.hybrid.kv_pool import KVPool
-from runtime.executor.hybrid.loading import Progress, load_both
+from runtime.executor.hybrid.loading import Progress, load_both, no_room
 from runtime.executor.hybrid.placement import HybridPlacement
 from runtime.executor.hybrid.runner import HybridRunner
 from runtime.executor.hybrid.tasks import gpu_matrices, resident_matrices
 from runtime.executor.hybrid.weights import GpuWeights
 from runtime.executor.program.executor import CHUNK_TOKENS, ProgramExecutor
+from runtime.executor.program.kv_tiers import KVTiers
 from runtime.executor.program.lanes import Lane
 from runtime.panels import PanelWeights
 from runtime.streamed import StreamedWeights
@@ -66,13 +69,15 @@ class HybridExecutor(ProgramExecutor):
         streamed: StreamedWeights | None = None,
         kernels: Kernels | None = None,
         rates: ExpertRates | None = None,
+        kv_policy: KVPolicy | None = None,
+        kv_tiers: KVTiers | None = None,
         on_load: Progress | None = None,
     ) -> None:
         """Loads the weights, each where it is used. `context_tokens`: of all sequences, reserved on the GPU at once.
 
         `streamed`, `isa`, `tuning`: as for `PanelWeights`. `kernels`: the GPU's; None: those that suit it. `rates` tell
-        which experts are brought for a step; None: none are. `gguf` stays open where the GPU has routed layers.
-        DeviceError where the GPU's memory does not hold its part; else as `PanelWeights.load` and `ProgramExecutor`.
+        which experts are brought for a step; None: none are. `gguf` stays open where the GPU has routed layers. Others:
+        as for `ProgramExecutor`. DeviceError where the GPU's memory does not hold its part; else as both of these.
         """
         self._device, self._stream = device, device.stream("compute")
         self._kernels = kernels or kernels_for(str(device.torch_device), is_simulated=device.is_simulated)
@@ -97,27 +102,29 @@ class HybridExecutor(ProgramExecutor):
                 self._experts.load(FiniteSums(device, self._stream, self._kernels))
             if streamed is not None:
                 streamed.leave_out(self._has)
-            self._pool = self._reserved_pool(model, context_tokens)
-            super().__init__(model, weights, threads=threads, chunk_tokens=chunk_tokens)
+            policy = kv_policy or KVPolicy()
+            self._pool = self._reserved_pool(model, policy, context_tokens)
+            super().__init__(
+                model, weights, threads=threads, chunk_tokens=chunk_tokens, kv_policy=policy, kv_tiers=kv_tiers
+            )
         except BaseException as error:
             if self._experts is not None:
                 self._experts.close()
             device.close()
             weights.close()
+            if kv_tiers is not None:
+                kv_tiers.close()
             if isinstance(error, torch.OutOfMemoryError):
-                raise DeviceError(
-                    f"what the GPU is to hold does not fit in its memory: {error}",
-                    hint="plan with a smaller GPU budget, or run it with --gpu off",
-                ) from error
+                raise no_room(error) from error
             raise
 
     def new_kv(self, capacity_tokens: int, policy: KVPolicy | None = None) -> HybridKV:
-        """See `Executor`; ValueError for a policy that is not float16 throughout."""
-        if policy is not None and not policy.is_plain:
-            raise ValueError(f"a KV cache of {policy.name}: what a GPU reads is float16")
+        """See `Executor`; ValueError for a policy that is not the executor's own."""
+        if policy is not None and policy != self._kv_policy:
+            raise ValueError(f"a KV cache of {policy.name}: what the GPU reads is {self._kv_policy.name}")
         model = self.model
         shape = (model.head_count_kv, model.key_length, model.value_length)
-        kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens, self.kv_tiers)
+        kv = HybridKV(self._pool, model.block_count, *shape, capacity_tokens, self._kv_policy, self.kv_tiers)
         self._caches.add(kv)
         return kv
 
@@ -175,6 +182,7 @@ class HybridExecutor(ProgramExecutor):
             gpu_weights=self._gpu_weights,
             pool=self._pool,
             experts=self._experts,
+            kv_tiers=self.kv_tiers,
         )
 
     def _new_experts(
@@ -192,17 +200,19 @@ class HybridExecutor(ProgramExecutor):
             log.warning("%d slots for experts on the GPU, not more: %s", fewer.expert_slots, reason)
             self._placement = fewer
 
-    def _reserved_pool(self, model: Model, tokens: int) -> KVPool:
+    def _reserved_pool(self, model: Model, policy: KVPolicy, tokens: int) -> KVPool:
         """Blocks for so many tokens; layers for which there is no memory even without slots for experts stay in RAM."""
+        shape = (model.head_count_kv, model.key_length, model.value_length, PIECE_TOKENS)
+        layouts = policy.layouts(model.block_count, *shape)
         while True:
-            layers = self._placement.attention - self._placement.ram_kv
+            here = {layer: layouts[layer] for layer in self._placement.attention - self._placement.ram_kv}
             try:
-                return KVPool(self._device, self._stream, model, layers, tokens, self._placement.kv_tokens)
+                return KVPool(self._device, self._stream, here, tokens, self._placement.kv_tokens)
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             if not self._give_up_slots(reason):
-                self._placement = self._placement.with_kv_in_ram(max(layers))
-                log.warning("keys and values of layer %d are kept in RAM: %s", max(layers), reason)
+                self._placement = self._placement.with_kv_in_ram(max(here))
+                log.warning("keys and values of layer %d are kept in RAM: %s", max(here), reason)
 
     def _has(self, layer: int) -> NDArray[np.bool_]:
         """Which of the experts of a layer the GPU has, or whether it has all of a dense one."""
@@ -214,12 +224,7 @@ class HybridExecutor(ProgramExecutor):
 
     def _groups(self, single: Sequence[int], lanes: Sequence[Lane]) -> Iterator[Sequence[int]]:
         """Lanes that are computed together turn by the same angles."""
-
-        def turns(index: int) -> tuple[str | None, ...]:
-            factors = (layer.rope.factors(lanes[index].kv.capacity_tokens) for layer in self.model.layers)
-            return tuple(None if tensor is None else tensor.name for tensor in factors)
-
-        for _, group in groupby(single, turns):
+        for _, group in groupby(single, lambda index: factors_of(self.model, lanes[index].kv.capacity_tokens)):
             yield from super()._groups(list(group), lanes)
 
     def _compute(self, lanes: Sequence[Lane], logits_tokens: int) -> NDArray[np.float32]:
@@ -273,17 +278,18 @@ class HybridExecutor(ProgramExecutor):
         return True
 
     def _move_keys_and_values(self, reason: str) -> None:
-        """Those of the last layer that has them on the GPU move to RAM; DeviceError if there are none left."""
-        layers = self._pool.layers
-        if not layers:
+        """Those of the last layer that has them on the GPU move to RAM; DeviceError if there are none left.
+
+        SequenceError where RAM and flash have no room for those of a sequence; then all stay where they are.
+        """
+        layer = max(self._pool.layers, default=None)
+        if layer is None:
             raise DeviceError(
                 f"the GPU's memory does not suffice, and all that can be in RAM is there: {reason}",
                 hint="plan with a smaller GPU budget, or run it with --gpu off",
             )
-        layer = max(layers)
         log.warning("keys and values of layer %d move to RAM: %s", layer, reason)
-        for kv in self._caches:
-            kv.bring_to_ram(layer)
+        bring_all_to_ram(list(self._caches), layer)
         self._pool.drop(layer)
         self._placement = self._placement.with_kv_in_ram(layer)
         self._hybrid.use_placement(self._placement)

@@ -9,16 +9,15 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from cpu_kernels.kv_layout import KVLayout
 from gpu_kernels.blocks import KVBlocks
 from gpu_kernels.device import GpuDevice, Stream
-from runtime.architectures.base import Model
+from runtime.executor.hybrid.kv_blocks import Bytes, empty_blocks, from_host, to_host
 
 log = logging.getLogger("strata.kv")
 
@@ -43,23 +42,21 @@ class Holder(Protocol):
 
 
 class KVPool:
-    """Blocks of `BLOCK_TOKENS` tokens in float16 for the layers that `layers` tells, at first for `tokens` tokens."""
+    """Blocks of `BLOCK_TOKENS` tokens for the layers that have a layout, at first for `tokens` tokens."""
 
     def __init__(
         self,
         device: GpuDevice,
         stream: Stream,
-        model: Model,
-        layers: Iterable[int],
+        layouts: Mapping[int, KVLayout],
         tokens: int,
         most_tokens: int | None = None,
     ) -> None:
         """`most_tokens`: there are blocks for no more, as long as pieces can move to RAM; None: no limit.
 
-        torch.OutOfMemoryError where the GPU has too little memory.
+        ValueError for types that the GPU's kernels do not read; torch.OutOfMemoryError where it has too little memory.
         """
-        self._device, self._stream = device, stream
-        self._widths = (model.head_count_kv, model.key_length), (model.head_count_kv, model.value_length)
+        self._device, self._stream, self._layouts = device, stream, layouts
         self._layers: dict[int, KVBlocks] = {}
         self._free: list[int] = []
         self._count = 0
@@ -70,8 +67,8 @@ class KVPool:
         self.generation = 0  # grows when blocks have moved
         self.lock = threading.Lock()  # of whoever takes blocks for a sequence
         first = min(blocks_of(tokens), self._most)
-        for layer in sorted(layers):
-            self._layers[layer] = self._allocate(first)
+        for layer in sorted(layouts):
+            self._layers[layer] = self._allocate(layer, first)
         if self._layers:
             self._add_free(first)
 
@@ -83,7 +80,7 @@ class KVPool:
     @property
     def num_bytes(self) -> int:
         """Of the GPU's memory."""
-        return sum(blocks.keys.nbytes + blocks.values.nbytes for blocks in self._layers.values())
+        return sum(blocks.num_bytes for blocks in self._layers.values())
 
     def blocks(self, layer: int) -> KVBlocks:
         """A layer's blocks; they move when `generation` grows."""
@@ -130,35 +127,32 @@ class KVPool:
         del self._layers[layer]
         self.generation += 1
 
-    def read(self, layer: int, blocks: Sequence[int]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """(keys, values) in these blocks, each (kv_heads, tokens, length)."""
-        found = []
-        for pool in (self._layers[layer].keys, self._layers[layer].values):
-            host = torch.empty((len(blocks), *pool.shape[1:]), dtype=pool.dtype)
-            for number, block in enumerate(blocks):  # one by one: there may be no memory on the GPU to gather them in
-                self._stream.copy(host[number], pool[block])
-            self._stream.synchronize()
-            found.append(host.flatten(0, 1).transpose(0, 1).numpy())
-        return found[0], found[1]
+    def read(self, layer: int, blocks: Sequence[int], into: Sequence[tuple[Bytes, Bytes]]) -> None:
+        """Copies blocks to keys and values (kv_heads, bytes of a block) each, as the layer's layout has them."""
+        pool, found = self._layers[layer].parts, []
+        for block in blocks:  # one by one: there may be no memory on the GPU to gather them in
+            found.append([torch.empty(part.shape[1:], dtype=part.dtype) for part in pool])
+            for host, part in zip(found[-1], pool, strict=True):
+                self._stream.copy(host, part[block])
+        self._stream.synchronize()
+        for parts, told in zip(found, into, strict=True):
+            to_host(self._layouts[layer], parts, *told)
 
-    def write(self, layer: int, block: int, keys: NDArray[np.float16], values: NDArray[np.float16]) -> None:
-        """Puts the rows of a block there, as `read` tells them: (kv_heads, tokens, length) each."""
-        blocks = self._layers[layer]
-        for pool, rows in ((blocks.keys, keys), (blocks.values, values)):
-            self._stream.copy(pool[block], torch.from_numpy(np.ascontiguousarray(rows.transpose(1, 0, 2))))
+    def write(self, layer: int, block: int, keys: Bytes, values: Bytes) -> None:
+        """Puts there what `read` gives of a block."""
+        pool = self._layers[layer].parts
+        parts = [torch.empty(part.shape[1:], dtype=part.dtype) for part in pool]
+        from_host(self._layouts[layer], keys, values, parts)
+        for host, part in zip(parts, pool, strict=True):
+            self._stream.copy(part[block], host)
         self._stream.synchronize()
 
     def _grow(self, count: int) -> None:
         """Layer after layer, so that no more than one layer's blocks are there twice."""
         for layer, old in list(self._layers.items()):
-            have = old.keys.shape[0]
-            if have >= count:
+            if old.count >= count:
                 continue
-            new = self._allocate(count)
-            self._stream.copy(new.keys[:have], old.keys)
-            self._stream.copy(new.values[:have], old.values)
-            self._stream.synchronize()
-            self._layers[layer] = new
+            self._layers[layer] = self._copied(layer, old, count)
             self.generation += 1
         self._add_free(count)
 
@@ -185,8 +179,8 @@ class KVPool:
                 if block >= count:
                     there = free.pop()
                     for blocks in self._layers.values():
-                        self._stream.copy(blocks.keys[there], blocks.keys[block])
-                        self._stream.copy(blocks.values[there], blocks.values[block])
+                        for part in blocks.parts:
+                            self._stream.copy(part[there], part[block])
                     holder.blocks[place] = there
         self._stream.synchronize()
         self._free = free
@@ -194,24 +188,26 @@ class KVPool:
 
     def _cut(self, layer: int, count: int) -> bool:
         """Keeps the first `count` blocks of a layer, or all where there is no memory to copy them to."""
-        old = self._layers[layer]
         try:
-            new = self._allocate(count)
+            self._layers[layer] = self._copied(layer, self._layers[layer], count)
         except torch.OutOfMemoryError:
             return False
-        self._stream.copy(new.keys, old.keys[:count])
-        self._stream.copy(new.values, old.values[:count])
-        self._stream.synchronize()
-        self._layers[layer] = new
         return True
+
+    def _copied(self, layer: int, old: KVBlocks, count: int) -> KVBlocks:
+        """`count` blocks of a layer, the first of which are as in `old`."""
+        new, kept = self._allocate(layer, count), min(count, old.count)
+        for target, source in zip(new.parts, old.parts, strict=True):
+            self._stream.copy(target[:kept], source[:kept])
+        self._stream.synchronize()
+        return new
 
     def _add_free(self, count: int) -> None:
         self._free.extend(range(count - 1, self._count - 1, -1))
         self._count = count
 
-    def _allocate(self, count: int) -> KVBlocks:
-        parts = [self._device.empty((count, BLOCK_TOKENS, *width), torch.float16) for width in self._widths]
-        return KVBlocks(*parts)
+    def _allocate(self, layer: int, count: int) -> KVBlocks:
+        return empty_blocks(self._device, self._layouts[layer], count)
 
 
 def blocks_of(tokens: int) -> int:

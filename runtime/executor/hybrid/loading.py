@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
+
+from offload.errors import DeviceError
 from runtime.executor.hybrid.weights import GpuWeights
 from runtime.panels import PanelWeights
 
@@ -25,3 +28,11 @@ def load_both(host: PanelWeights, gpu: GpuWeights, on_load: Progress | None) -> 
         done += num_bytes
         if on_load is not None:
             on_load(host_total + done, host_total + gpu_total)
+
+
+def no_room(error: torch.OutOfMemoryError) -> DeviceError:
+    """What is told where the GPU's memory does not hold its part."""
+    return DeviceError(
+        f"what the GPU is to hold does not fit in its memory: {error}",
+        hint="plan with a smaller GPU budget, or run it with --gpu off",
+    )

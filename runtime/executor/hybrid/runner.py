@@ -39,11 +39,14 @@ from runtime.executor.hybrid.step_graphs import StepGraphs
 from runtime.executor.hybrid.step_inputs import StepInputs, StepShape
 from runtime.executor.hybrid.tasks import tasks_of
 from runtime.executor.hybrid.weights import GpuWeights
+from runtime.executor.program.cold_plan import ColdPlan
 from runtime.executor.program.kv_cold import ColdReads
+from runtime.executor.program.kv_tiers import KVTiers
 from runtime.executor.program.lanes import Lane
 from runtime.executor.program.lowering import Lowering, part_matrix
 from runtime.executor.program.parameters import Name
-from runtime.executor.program.runner import LOGITS_TOKENS, Runner, Settable
+from runtime.executor.program.programs import Settable
+from runtime.executor.program.runner import LOGITS_TOKENS, Runner
 from runtime.executor.program.sequence_layout import SequenceLayout
 from runtime.panels import PanelWeights
 
@@ -71,9 +74,10 @@ class HybridRunner(Runner):
         gpu_weights: GpuWeights,
         pool: KVPool,
         experts: GpuExperts | None,
+        kv_tiers: KVTiers | None = None,
     ) -> None:
         self._device, self._stream = device, stream
-        super().__init__(model, weights, threads, chunk_tokens, pinned_workspace(device))
+        super().__init__(model, weights, threads, chunk_tokens, pinned_workspace(device), kv_tiers)
         buffers = GpuBuffers(device, self._workspace, self._chunk_tokens)
         angles = GpuAngles(self._angles, device, stream)
         self._gpu = GpuModel(model, gpu_weights, buffers, pool, angles, kernels)
@@ -145,12 +149,10 @@ class HybridRunner(Runner):
         lowering = HostLowering(emitter, Lowering(emitter, LOGITS_TOKENS, cold), side, routed, self._part_windows)
         return lowering.step(self._tasks, layouts, split=split)
 
-    def _run_lanes(
-        self, lanes: Sequence[Lane], logits_tokens: int, arriving: Sequence[int] | None
-    ) -> NDArray[np.float32]:
+    def _run_lanes(self, lanes: Sequence[Lane], logits_tokens: int, plan: ColdPlan | None) -> NDArray[np.float32]:
         self._part_windows = windows_into_ram(self._model, self._gpu.pool.layers, lanes)
         self._variant = self._part_windows
-        return super()._run_lanes(lanes, logits_tokens, arriving)
+        return super()._run_lanes(lanes, logits_tokens, plan)
 
     def _set_lanes(self, program: Settable, lanes: Sequence[Lane]) -> None:
         super()._set_lanes(program, lanes)
@@ -173,6 +175,7 @@ class HybridRunner(Runner):
 
             def do_anew() -> None:
                 self._x[: shape.tokens] = embedded
+                self._cold.begin(lanes)  # what was read is gone when a step is over
                 do()
 
             self._graphs.try_one(recording, do_anew, self._logits[:wanted])

@@ -88,6 +88,8 @@ class ProgramExecutor:
         """Make or load every kernel now, so that the first answer does not wait for them."""
         for count in (1, self._runner.few_tokens + 1):  # the two kinds of programs
             self.forward([Step([0] * count, self.new_kv(count))])
+        if self.kv_tiers.spills:
+            self._runner.make_spilled_kernels(self.new_kv(1).layout)
 
     def set_prefetch(self, mode: PrefetchMode) -> None:
         """See `PrefetchingExecutor`."""

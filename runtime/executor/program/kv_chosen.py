@@ -1,41 +1,47 @@
 """Reads of the blocks of KV chunks on flash that a layer's tokens have chosen, once they have.
 
-What was chosen of a lane is read to one slot for each of its pieces on flash, which all lanes and layers share: a layer
-is over before the next one chooses. Only pages that hold chosen blocks are read, and checked; a slot's other bytes are
-anything. Knows nothing about how blocks are chosen.
+What was chosen of a lane is put in one slot for each of its pieces on flash, which all lanes and layers share: a layer
+is over before the next one chooses. It comes from flash, or from a cache of what is chosen most; a slot's other bytes
+are anything. Knows nothing about how blocks are chosen.
 """
 
 import ctypes
-import threading
-from collections.abc import Iterator, Sequence
-from functools import cache
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.ctypeslib import as_array
 from numpy.typing import NDArray
 
-from cpu_kernels.kv_layout import CHUNK_PAGE_BYTES, PIECE_BLOCKS, KVLayout
+from cpu_kernels.kv_layout import PIECE_BLOCKS, KVLayout
 from cpu_kernels.kv_select import chosen_bytes
-from offload.errors import FlashError, StrataError
-from offload.kv_chunks import Chunk, ChunkStore
+from cpu_kernels.pair_reads import copy_pairs
+from offload.errors import FlashError
+from offload.kv_chunks import Chunk
+from offload.pair_cache import PairCache
+from offload.spilled_pairs import PairedSlot, PairReads, SpilledPairs
 from runtime.executor.program.kv import ProgramKV
-from runtime.executor.program.kv_tiers import lost
+from runtime.executor.program.kv_groups import pairs_of
+from runtime.executor.program.kv_tiers import KVTiers, lost
 from runtime.executor.program.lanes import Lane
 
-Bytes = NDArray[np.uint8]
+log = logging.getLogger("strata.kv")
 
-READ_RANGES = 8  # that one thread reads, so that all have about as much to do
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
 
 
 class ChosenReads:
-    """For passes over chunks of `store`, one at a time."""
+    """For passes over chunks of `tiers`, one at a time."""
 
-    def __init__(self, store: ChunkStore, windows: Sequence[int | None]) -> None:
-        self._store = store
+    def __init__(self, tiers: KVTiers, windows: Sequence[int | None]) -> None:
+        self._tiers = tiers
         self._windows = tuple(windows)
         self._lanes: Sequence[Lane] = ()
         self._layers: Sequence[int] = ()
         self._slots: Sequence[Bytes] = ()
+        self._places = np.empty(0, np.int64)  # addresses of slots
+        self.cache: PairCache | None = None
         self.has_failed = False  # in this pass
 
     def takes(self, layer: int, lanes: Sequence[Lane]) -> bool:
@@ -54,11 +60,13 @@ class ChosenReads:
 
     def begin(self, slots: Sequence[Bytes]) -> None:
         """That pass's tables tell where what is chosen will be."""
-        self._slots = slots
+        self._slots, self._places = slots, np.array([slot.ctypes.data for slot in slots], np.int64)
         for kv in {lane.kv for lane in self._lanes}:
             for layer in self._layers:
-                for (piece, _), slot in zip(_cold(kv, layer), slots, strict=False):
-                    kv.point(layer, piece, slot.ctypes.data)
+                for (piece, _), place in zip(_cold(kv, layer), self._places, strict=False):
+                    kv.point(layer, piece, int(place))
+        if self._layers:
+            self._begin_cache(self._lanes[0].layout.layers)
 
     def read(self, layer: int, number: int, chosen: int) -> None:
         """Brings what lane `number` has chosen of a layer, whose choices lie at address `chosen`.
@@ -66,56 +74,83 @@ class ChosenReads:
         SequenceError where it cannot be read.
         """
         lane = self._lanes[number]
-        layout, tokens = lane.layout.layers[layer], len(lane.token_ids)
-        cold = _cold(lane.kv, layer)
-        found = as_array((ctypes.c_uint8 * (tokens * chosen_bytes(layout))).from_address(chosen))
-        shape = (tokens, layout.kv_heads, layout.pieces, PIECE_BLOCKS)
-        wanted: NDArray[np.bool_] = np.logical_or.reduce(found.reshape(shape), axis=0)
-        of_pieces = wanted.transpose(1, 0, 2)[[piece for piece, _ in cold]]
-        reads = _Reads()
-        for (piece, chunk), slot, ranges in zip(cold, self._slots, _ranges(layout, of_pieces), strict=False):
-            for first in range(0, len(ranges), READ_RANGES):
-                reads.ask(self._store, chunk, piece, slot, ranges[first : first + READ_RANGES])
-        failed = reads.wait()
+        layout, cold = lane.layout.layers[layer], _cold(lane.kv, layer)
+        if not cold:
+            return
+        slots, places = [_paired(chunk) for _, chunk in cold], self._places[: len(cold)]
+        wanted = _wanted(layout, len(lane.token_ids), chosen)[[piece for piece, _ in cold]]
+        found = room = np.zeros(wanted.shape, np.int64)
+        if self.cache is not None:
+            found, room = self.cache.take(slots, wanted)
+        runs = runs_of(wanted & (found == 0), SpilledPairs.longest_run(slots[0].pairs))
+        reads = PairReads(slots, runs, places, room, (self._slots, self.cache, room))
+        try:
+            failed = self._pairs.read(reads, lambda: _copy(slots[0], found, places))
+        except BaseException:
+            self.forget()
+            raise
         if failed is not None:
-            piece, error = failed
+            at, error = failed
             cause = error if isinstance(error, FlashError) else FlashError(str(error))
+            self.forget()
             self.has_failed = True
-            raise lost(lane.kv, piece, cause) from error
+            raise lost(lane.kv, cold[at][0], cause) from error
+
+    def forget(self) -> None:
+        """Nothing is kept of what was read."""
+        self.cache = None
+
+    @property
+    def _pairs(self) -> SpilledPairs:
+        spill = self._tiers.store.spill
+        assert spill is not None and spill.pairs is not None, "chunks are on flash, to be read in part"
+        return spill.pairs
+
+    def _begin_cache(self, layouts: Sequence[KVLayout]) -> None:
+        """There is one, if there is memory for it."""
+        try:
+            self._pairs.drain()  # of a pass that was interrupted
+            if self.cache is None:
+                paired = [pairs_of(layouts[layer]) for layer in self._layers]
+                most_bytes = self._tiers.most_bytes or 0
+                self.cache = PairCache(paired[0].count, max(pairs.pair_bytes for pairs in paired), most_bytes)
+            self.cache.begin(self._tiers.cache_bytes)
+        except MemoryError as error:
+            log.warning("KV: there is no memory (%s) to keep what is chosen most; it is read each time", error)
+            self.forget()
+        except FlashError as error:
+            log.warning("KV: %s; it is read another way from now on", error)
+            self.forget()
 
 
-class _Reads:
-    """Reads that are waited for together."""
+def runs_of(wanted: NDArray[np.bool_], longest: int) -> Ints:
+    """(runs, 3) of what is wanted, (rows, columns), side by side in a row: row, first column, how many.
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._open = 0
-        self._failed: tuple[int, StrataError] | None = None
+    None goes beyond a multiple of `longest`.
+    """
+    before, behind = np.zeros_like(wanted), np.zeros_like(wanted)
+    before[:, 1:], behind[:, :-1] = wanted[:, :-1], wanted[:, 1:]
+    before[:, ::longest] = behind[:, longest - 1 :: longest] = False
+    rows, firsts = np.nonzero(wanted & ~before)
+    _, lasts = np.nonzero(wanted & ~behind)
+    return np.stack([rows, firsts, lasts - firsts + 1], axis=1)
 
-    def ask(self, store: ChunkStore, chunk: Chunk, piece: int, slot: Bytes, ranges: Sequence[tuple[int, int]]) -> None:
-        """Ranges of a chunk's bytes to where they belong in `slot`."""
-        assert store.spill is not None, "chunks are on flash"
-        assert chunk.slot is not None, "what is not in RAM is on flash"
 
-        def failed(error: StrataError) -> None:
-            with self._changed:
-                self._failed = self._failed or (piece, error)
-            self._answered()
+def _wanted(layout: KVLayout, tokens: int, chosen: int) -> NDArray[np.bool_]:
+    """(pieces, kv_heads * blocks): what so many tokens have chosen, whose choices lie at an address."""
+    found = as_array((ctypes.c_uint8 * (tokens * chosen_bytes(layout))).from_address(chosen))
+    shape = (tokens, layout.kv_heads, layout.pieces, PIECE_BLOCKS)
+    wanted: NDArray[np.bool_] = np.logical_or.reduce(found.reshape(shape), axis=0)
+    return wanted.transpose(1, 0, 2).reshape(layout.pieces, -1)
 
-        with self._changed:
-            self._open += 1
-        store.spill.submit_parts(chunk.slot, ranges, slot[: chunk.num_bytes], self._answered, failed)
 
-    def wait(self) -> tuple[int, StrataError] | None:
-        """Until all are answered; the piece of one that failed, and why."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open)
-            return self._failed
-
-    def _answered(self) -> None:
-        with self._changed:
-            self._open -= 1
-            self._changed.notify_all()
+def _copy(slot: PairedSlot, found: Ints, places: Ints) -> None:
+    """Pairs from the addresses `found`, (slots, pairs), 0 for none, to where they belong in slots at `places`."""
+    row, pair = np.nonzero(found)
+    pairs = slot.pairs
+    firsts = places[row] + pair * pairs.first_bytes
+    seconds = places[row] + pairs.seconds_start + pair * pairs.second_bytes
+    copy_pairs(found[row, pair], firsts, seconds, pairs.first_bytes, pairs.second_bytes)
 
 
 def _cold(kv: ProgramKV, layer: int) -> list[tuple[int, Chunk]]:
@@ -123,27 +158,6 @@ def _cold(kv: ProgramKV, layer: int) -> list[tuple[int, Chunk]]:
     return [(piece, chunk) for piece, chunk in enumerate(kv.chunks(layer)) if chunk.memory is None]
 
 
-def _ranges(layout: KVLayout, wanted: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
-    """Of each piece first byte and end of every run of pages that hold some of `wanted`, (pieces, kv_heads, blocks)."""
-    starts, ends = _block_pages(layout)
-    blocks = np.concatenate([wanted.reshape(len(wanted), -1)] * 2, axis=1)  # keys, then values
-    edges = np.zeros((len(wanted), layout.chunk_bytes // CHUNK_PAGE_BYTES + 1), np.int32)
-    pieces, chosen = np.nonzero(blocks)
-    np.add.at(edges, (pieces, starts[chosen]), 1)
-    np.add.at(edges, (pieces, ends[chosen]), -1)
-    pages = np.cumsum(edges, axis=1) > 0
-    for changes in np.diff(pages.astype(np.int8), axis=1, prepend=0):
-        first, last = np.flatnonzero(changes > 0), np.flatnonzero(changes < 0)
-        yield [
-            (int(start) * CHUNK_PAGE_BYTES, int(end) * CHUNK_PAGE_BYTES) for start, end in zip(first, last, strict=True)
-        ]
-
-
-@cache
-def _block_pages(layout: KVLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first page of every block of a chunk, of keys and then of values, and the one behind its last."""
-    blocks = np.arange(layout.kv_heads * PIECE_BLOCKS)
-    sizes = (layout.key_block_bytes, layout.value_block_bytes)
-    firsts = np.concatenate([blocks * sizes[0], layout.values_start + blocks * sizes[1]])
-    ends = firsts + np.repeat(sizes, len(blocks))
-    return firsts // CHUNK_PAGE_BYTES, -(-ends // CHUNK_PAGE_BYTES)
+def _paired(chunk: Chunk) -> PairedSlot:
+    assert chunk.slot is not None and chunk.slot.paired is not None, "written to be read in part"
+    return chunk.slot.paired

@@ -1,9 +1,9 @@
 """Reads of KV chunks that lie on flash alone, for one pass at a time: layer after layer, ahead of what is computed.
 
 Chunks go to a ring of slots, in the order in which layers need them; what a pass leaves free is filled with what the
-next will need first, if it is like this one. A counter tells the pass's program how many are
-there, another tells the thread that asks for reads how many layers are over, whose slots are free again: between the
-program and the reads there is no Python but theirs. Knows nothing about which chunks should be on flash.
+next will need first, if it is like this one. A counter tells the pass's program how many are there, another tells the
+thread that asks for reads how many ranges (`cold_plan`) are over, whose slots are free again: between the program and
+the reads there is no Python but theirs. Knows nothing about which chunks should be on flash.
 """
 
 import threading
@@ -15,36 +15,26 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels.program import Kind, Parameter, Row
+from cpu_kernels.program import Row
 from cpu_kernels.waiting import Counter
 from offload.closing import Closing
 from offload.errors import FlashError, SequenceError, StrataError
-from offload.kv_chunks import Chunk, staging_slots
+from offload.kv_chunks import RANGES, Chunk, ring_slots
 from offload.kv_spill import Slot
 from offload.memory import HUGE_PAGE_BYTES, read_buffer, reserved_bytes
-from runtime.executor.program.kv import ProgramKV
+from runtime.executor.program.cold_plan import ColdPlan, ColdRange, ColdRead, reads_of
 from runtime.executor.program.kv_chosen import ChosenReads
-from runtime.executor.program.kv_groups import first_seen
 from runtime.executor.program.kv_tiers import KVTiers, lost, no_memory
 from runtime.executor.program.lanes import Lane
-from runtime.executor.program.parameters import Name
 
 FAILED = 1  # what the counters fail with
 
 
 @dataclass(slots=True)
-class _Wanted:
-    """A chunk that a pass reads: the tables it belongs to, and where in them."""
-
-    chunk: Chunk
-    places: list[tuple[ProgramKV, int]] = field(default_factory=list)  # sequence, piece
-
-
-@dataclass(slots=True)
 class _Pass:
-    """The reads of a pass, in order; `ends`: how many there are up to the end of each layer."""
+    """The reads of a pass, in order; `ends`: how many there are up to the end of each range."""
 
-    reads: list[_Wanted]
+    reads: list[ColdRead]
     ends: list[int]
     ring: list[NDArray[np.uint8]]  # a read's slot is that of its number, round and round
     asked: list[tuple[Chunk, Slot]] = field(default_factory=list)
@@ -52,7 +42,7 @@ class _Pass:
     next: int = 0  # the first that has not landed
     told: int = 0  # what the program knows of
     open: int = 0  # asked for and not answered
-    failure: tuple[_Wanted, StrataError] | None = None
+    failure: tuple[ColdRead, StrataError] | None = None
 
 
 class ColdReads(Closing):
@@ -61,7 +51,8 @@ class ColdReads(Closing):
     def __init__(self, tiers: KVTiers, windows: Sequence[int | None]) -> None:
         self._tiers, self._store = tiers, tiers.store
         self._windows = tuple(windows)
-        self.chosen = ChosenReads(tiers.store, windows)
+        self.chosen = ChosenReads(tiers, windows)
+        self.plan = ColdPlan(())  # of the pass under way
         self._arrived, self._freed = Counter(), Counter()
         self._ring: list[NDArray[np.uint8]] = []
         self._changed = threading.Condition()
@@ -71,55 +62,55 @@ class ColdReads(Closing):
         self._under_way = False  # the pass is not yet over
         self._ahead: _Pass | None = None  # what the next pass will probably read first
 
-    def begin(self, lanes: Sequence[Lane]) -> list[int] | None:
+    def begin(self, lanes: Sequence[Lane]) -> ColdPlan | None:
         """Reads what a pass over these lanes needs, whose tables then tell where it will be.
 
-        Of every layer how much must have arrived before its attention (see `await_row`); None where nothing is read.
-        SequenceError where there is no memory to read to.
+        What its program is made for; None where nothing is read. SequenceError where there is no memory to read to.
         """
         self.end()  # of a pass whose end was interrupted
-        self._pass = None
+        self._pass, self.plan = None, ColdPlan(())
         if not self._store.cold_bytes:
             self._forget_ahead()
+            self.chosen.forget()
             self._ring = []
             return None
         every = range(len(self._windows))
         chosen = [self.chosen.takes(layer, lanes) for layer in every]
-        layers = [[] if chosen[layer] else self._wanted(layer, lanes) for layer in every]
-        most = max(len(wanted) for wanted in layers)
+        layers = [[] if chosen[layer] else reads_of(layer, self._windows[layer], lanes) for layer in every]
+        most = max(len(reads) for reads in layers)
         in_part = self.chosen.slots(lanes, [layer for layer in every if chosen[layer]])
         if not in_part and not most:
             return None
-        reads = [wanted for of_layer in layers for wanted in of_layer]
-        ends = [int(end) for end in np.cumsum([len(of_layer) for of_layer in layers])]
-        has_budget = any(lane.kv.layout.abstracts is not None for lane in lanes)
-        whole, part = (0, most) if has_budget else (most, 0)
-        slots = most if in_part else staging_slots(len(layers), whole, part)  # what is chosen needs the others
+        assert self._store.spill is not None, "chunks are on flash"
+        slots = max(ring_slots(len(layers), self._store.spill.slot_bytes, most), 1)
+        plan = ColdPlan.of(layers, lanes, max(slots // RANGES, 1))
+        reads = [read for of_layer in layers for read in of_layer]
         try:
-            its = self._begun(reads, ends, max(slots, 1), in_part)
+            its = self._begun(reads, plan.ends, slots, in_part)
         except MemoryError as error:
             raise no_memory(lanes[0].kv, error) from error
         self.chosen.begin(self._ring[len(its.ring) :])
-        for layer, (end, of_layer) in enumerate(zip(ends, layers, strict=True)):
-            for number, wanted in enumerate(of_layer, end - len(of_layer)):
-                for kv, piece in wanted.places:
-                    kv.point(layer, piece, its.ring[number % len(its.ring)].ctypes.data)
+        first = 0
+        for layer, of_layer in enumerate(layers):
+            for number, read in enumerate(of_layer, first):
+                for kv, piece in read.places:
+                    kv.point(layer, piece, its.ring[number % slots].ctypes.data)
+            first += len(of_layer)
         self._arrived.reset()
         self._freed.reset()
         with self._changed:
-            self._pass, self._ahead = its, None
+            self._pass, self._ahead, self.plan = its, None, plan
             self._tell(its)
         self._under_way = True
         self._feeding = self._feeder.submit(self._feed, its)
-        return ends
+        return plan
 
-    def await_row(self, layer: int) -> Row:
-        """The row before a layer's attention: it is done when the layer's chunks are there."""
-        target = Parameter(Name.ARRIVED.of(layer))
-        return Row("await_kv", 0, 1, (self._arrived.address, target), kind=Kind.WAIT, keep=(self._arrived,))
+    def await_row(self, part: ColdRange) -> Row:
+        """The row before attention to a range: it is done when the range's chunks are there."""
+        return self._arrived.wait_row(part.arrived, name="await_kv")
 
     def over_row(self) -> Row:
-        """The row behind a layer's attention: its slots are free."""
+        """The row behind attention to a range: its slots are free."""
         return self._freed.signal_row(name="kv_over")
 
     def end(self) -> None:
@@ -153,18 +144,7 @@ class ColdReads(Closing):
         """Ends the thread that asks for reads; may be called twice."""
         self._feeder.shutdown()
 
-    def _wanted(self, layer: int, lanes: Sequence[Lane]) -> list[_Wanted]:
-        """What a layer's attention sees of chunks on flash, each once."""
-        window = self._windows[layer]
-        found: dict[int, _Wanted] = {}
-        for kv, start in {lane.kv: min(its.start for its in lanes if its.kv is lane.kv) for lane in lanes}.items():
-            first = first_seen(window, start)
-            for piece, chunk in enumerate(kv.chunks(layer)[first:], first):
-                if chunk.memory is None:
-                    found.setdefault(id(chunk), _Wanted(chunk)).places.append((kv, piece))
-        return list(found.values())
-
-    def _begun(self, reads: list[_Wanted], ends: list[int], slots: int, others: int) -> _Pass:
+    def _begun(self, reads: list[ColdRead], ends: list[int], slots: int, others: int) -> _Pass:
         """A pass with these reads: the one that was begun ahead, if it is the same as far as it went.
 
         Behind its slots the ring has room for `others`.
@@ -192,7 +172,7 @@ class ColdReads(Closing):
 
     def _slots(self, count: int) -> list[NDArray[np.uint8]]:
         """A ring of so many slots; what it has more stays, within what the limit of RAM has for it."""
-        if not count <= len(self._ring) <= max(count, staging_slots(len(self._windows), self._tiers.cold_pieces)):
+        if not count <= len(self._ring) <= max(count, self._tiers.staging_slots):
             assert self._store.spill is not None, "chunks are on flash"
             slot_bytes = self._store.spill.slot_bytes
             self._ring = []
@@ -205,7 +185,7 @@ class ColdReads(Closing):
         """Asks for a pass's reads, each when its slot is free; then for the next one's first, if it will be alike."""
         total, slots = len(its.reads), len(its.ring)
         shift = total % slots
-        reads = [_Wanted(wanted.chunk) for wanted in its.reads]
+        reads = [ColdRead(wanted.chunk) for wanted in its.reads]
         ahead = _Pass(reads, its.ends, its.ring[shift:] + its.ring[:shift])
         self._ahead = ahead
         for over, before in enumerate([0, *its.ends]):
@@ -250,7 +230,7 @@ class ColdReads(Closing):
         spill.submit(slot, its.ring[number % len(its.ring)][: slot.num_bytes], done, failed)
 
     def _tell(self, its: _Pass) -> None:
-        """The program of the pass, if it runs, what has arrived in whole layers; or that something will not."""
+        """The program of the pass, if it runs, what has arrived in whole ranges; or that something will not."""
         if its is not self._pass:
             return
         if its.failure is not None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cpu_kernels.kv_layout import PIECE_TOKENS
+from cpu_kernels.kv_layout import PIECE_BLOCKS, PIECE_TOKENS, KVLayout
+from offload.pairs import Pairs
 
 if TYPE_CHECKING:
     from runtime.executor.program.sequence_layout import SequenceLayout
@@ -52,13 +53,26 @@ def layer_groups(layout: "SequenceLayout", windows: Sequence[int | None]) -> tup
     )
 
 
-def in_order(groups: Sequence[LayerGroup], cold: Sequence[int], tokens: int) -> Iterator[tuple[int, LayerGroup]]:
-    """Full pieces of the first `tokens` tokens in the order in which they go to flash, and of which layers.
+def pairs_by_layer(layout: "SequenceLayout", groups: Sequence[LayerGroup]) -> dict[int, Pairs]:
+    """By layer of which tokens choose what they read how chunks lie on flash."""
+    chosen = [layer for group in groups if group.is_chosen for layer in group.layers]
+    return {layer: pairs_of(layout.layers[layer]) for layer in chosen}
 
-    `cold`: how many of each group's are there already.
+
+def pairs_of(layout: KVLayout) -> Pairs:
+    """The keys and values of a chunk's blocks."""
+    return Pairs(layout.kv_heads * PIECE_BLOCKS, layout.key_block_bytes, layout.value_block_bytes)
+
+
+def in_order(
+    groups: Sequence[LayerGroup], cold: Sequence[int], full: Sequence[int], tokens: int
+) -> Iterator[tuple[int, LayerGroup]]:
+    """Full pieces of a sequence of `tokens` tokens in the order in which they go to flash, and of which layers.
+
+    `full`: how many each group has; `cold`: how many of them are on flash already.
     """
     left = list(cold)
-    while waiting := [number for number in range(len(groups)) if left[number] < tokens // PIECE_TOKENS]:
+    while waiting := [number for number in range(len(groups)) if left[number] < full[number]]:
         best = min(waiting, key=lambda number: (not groups[number].is_spared(left[number], tokens), left[number]))
         yield left[best], groups[best]
         left[best] += 1

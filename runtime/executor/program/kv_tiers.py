@@ -10,10 +10,13 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cpu_kernels.kv_layout import PIECE_TOKENS
 from offload.closing import Closing
 from offload.errors import FlashError, SequenceError
-from offload.kv_chunks import Chunk, ChunkStore, staging_slots
+from offload.kv_chunks import Chunk, ChunkStore, cached_chunks, staging_slots
 from runtime.executor.program.kv_groups import LayerGroup, in_order
 
 if TYPE_CHECKING:
@@ -56,27 +59,68 @@ class KVTiers(Closing):
         return sum(max(_cold(kv)) for kv in self._sequences)
 
     @property
-    def taken_bytes(self) -> int:
-        """Bytes of RAM that chunks take, the abstracts that are chosen by, and what those on flash are read to."""
-        taken, whole, part = self.store.ram_bytes, 0, 0
+    def staging_slots(self) -> int:
+        """Chunks that there may be room for to read those on flash to."""
+        whole = part = 0
         for kv in self._sequences:
             counts = list(zip(kv.groups, _cold(kv), strict=True))
             whole += max((count for group, count in counts if not group.is_chosen), default=0)
             part += max((count for group, count in counts if group.is_chosen), default=0)
-            taken += index_bytes(kv.layout, kv.pieces + 1)
-        layout = next((kv.layout for kv in self._sequences), None)  # those of others differ in their capacity alone
-        return taken if layout is None else taken + staging_bytes(layout, whole, part)
+        layout = self._layout
+        return 0 if layout is None else staging_slots(len(layout.layers), chunk_bytes(layout), whole, part)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of RAM of all that is kept."""
+        return self._held_bytes + self.cache_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of RAM for what tokens choose most of chunks on flash: as much as it should have, if there is room."""
+        left = self._cached_bytes if self.most_bytes is None else self.most_bytes - self._held_bytes
+        return max(min(self._cached_bytes, left), 0)
+
+    @property
+    def _held_bytes(self) -> int:
+        """Of chunks, of the abstracts that are chosen by, and of what those on flash are read to."""
+        held = self.store.ram_bytes + sum(index_bytes(kv.layout, kv.pieces + 1) for kv in self._sequences)
+        return held if self._layout is None else held + self.staging_slots * chunk_bytes(self._layout)
+
+    @property
+    def _cached_bytes(self) -> int:
+        """That the cache of what is chosen should have. A new piece, which will be filled, changes nothing."""
+        return sum(
+            cached_chunks(cold, kv.settled_pieces(layer) + 1 - cold) * kv.layout.layers[layer].chunk_bytes
+            for kv in self._sequences
+            for group, cold in zip(kv.groups, _cold(kv), strict=True)
+            for layer in group.layers
+            if group.is_chosen
+        )
+
+    @property
+    def _layout(self) -> "SequenceLayout | None":
+        """Of a sequence; those of others differ in their capacity alone."""
+        return next((kv.layout for kv in self._sequences), None)
 
     def make_room(self, kv: "ProgramKV", num_bytes: int) -> None:
         """Moves pieces to flash until RAM has room for so many bytes of `kv`; SequenceError where it has not."""
         if self.most_bytes is None:
             return
-        while self.taken_bytes + num_bytes > self.most_bytes:
+        while self._held_bytes + self._cached_bytes + num_bytes > self.most_bytes:
             lacking = (
                 f"{num_bytes} bytes of keys and values have no room in the {self.most_bytes} bytes of RAM that "
                 "they may take"
             )
             self._send_one(kv, lacking)
+
+    def new(self, kv: "ProgramKV", num_bytes: int) -> Chunk:
+        """A new chunk of `kv`, for which others go to flash where need be; SequenceError where there is no room."""
+        while True:
+            self.make_room(kv, num_bytes)
+            try:
+                return self.store.new(num_bytes)
+            except MemoryError as error:
+                self.give_way(kv, error)
 
     def give_way(self, kv: "ProgramKV", error: MemoryError) -> None:
         """The system has no memory for what `kv` needs next: a piece goes to flash; SequenceError where none can."""
@@ -90,11 +134,21 @@ class KVTiers(Closing):
         assert self.most_bytes is not None, "asked by `spills`"
         chunks = 0
         for kv, piece, group in self._next_to_go():
-            nearly = self.taken_bytes + 2 * AHEAD_PIECES * kv.layout.piece_bytes
+            nearly = self._held_bytes + self._cached_bytes + 2 * AHEAD_PIECES * kv.layout.piece_bytes
             if chunks >= AHEAD_PIECES * len(kv.layout.layers) or nearly < self.most_bytes:
                 return
             kv.save(piece, group.layers)
             chunks += len(group.layers)
+
+    def read(self, kv: "ProgramKV", piece: int, chunk: Chunk) -> NDArray[np.uint8]:
+        """See `ChunkStore`; SequenceError where it cannot be read, or not for want of memory."""
+        while True:
+            try:
+                return self.store.read(chunk)
+            except FlashError as error:
+                raise lost(kv, piece, error) from error
+            except MemoryError as error:
+                self.give_way(kv, error)
 
     def writable(self, kv: "ProgramKV", piece: int, chunk: Chunk) -> Chunk:
         """See `ChunkStore`; SequenceError where it cannot be read."""
@@ -111,10 +165,10 @@ class KVTiers(Closing):
         """Settled pieces in RAM in the order in which they go, and of which layers."""
         queues, left = {}, {}
         for kv in self._sequences:
-            cold, settled = _cold(kv), kv.settled_tokens
-            queues[kv] = in_order(kv.groups, cold, settled)
-            counts = zip(kv.groups, cold, strict=True)
-            left[kv] = sum(max(settled // PIECE_TOKENS - count, 0) * len(group.layers) for group, count in counts)
+            cold, full = _cold(kv), [kv.settled_pieces(group.layers[0]) for group in kv.groups]
+            queues[kv] = in_order(kv.groups, cold, full, kv.settled_tokens)
+            counts = zip(kv.groups, cold, full, strict=True)
+            left[kv] = sum(max(there - count, 0) * len(group.layers) for group, count, there in counts)
         while left and left[kv := max(left, key=lambda kv: left[kv])] > 0:
             piece, group = next(queues[kv])
             yield kv, piece, group
@@ -163,7 +217,13 @@ def no_memory(kv: "ProgramKV", error: MemoryError) -> SequenceError:
 
 def staging_bytes(layout: "SequenceLayout", whole: int, part: int = 0) -> int:
     """Bytes of the memory that chunks on flash are read to: see `staging_slots`."""
-    return staging_slots(len(layout.layers), whole, part) * max(kept.chunk_bytes for kept in layout.layers)
+    size = chunk_bytes(layout)
+    return staging_slots(len(layout.layers), size, whole, part) * size
+
+
+def chunk_bytes(layout: "SequenceLayout") -> int:
+    """Bytes of the largest chunk."""
+    return max(kept.chunk_bytes for kept in layout.layers)
 
 
 def index_bytes(layout: "SequenceLayout", pieces: int) -> int:

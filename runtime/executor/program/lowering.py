@@ -6,19 +6,18 @@ yields it where nothing lies between, else together with the next norm.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from cpu_kernels.attention import attention_row, part_columns, partial_floats, split_attention_rows, tile_tokens
+from cpu_kernels.attention import part_columns
 from cpu_kernels.elementwise import add_norm_row, add_row, rms_norm_row, softcap_row
-from cpu_kernels.heads import Rotation, code_keys_row, heads_row
+from cpu_kernels.heads import code_keys_row, heads_row
 from cpu_kernels.kv_index import index_row
-from cpu_kernels.kv_layout import KVMemory
 from cpu_kernels.kv_select import Selection, chosen_bytes, scratch_bytes, select_row
-from cpu_kernels.matrix import AnyMatrix, LaterMatrix, Matrix
-from cpu_kernels.program import Field, Parameter, Program
+from cpu_kernels.matrix import AnyMatrix, Matrix
+from cpu_kernels.program import Parameter, Program
 from offload.gguf import TensorInfo
-from runtime.architectures.base import Layer, Model, QKNorm, Rope, RopeOrder
+from runtime.architectures.base import Layer, Model, QKNorm
+from runtime.executor.program.attending import LaneRows, LayerAttention
 from runtime.executor.program.emitter import Emitter, Inputs
 from runtime.executor.program.experts import add_experts
 from runtime.executor.program.kv_cold import ColdReads
@@ -102,11 +101,10 @@ class Lowering:
         v = model.head_count_kv * model.value_length
         qkv, attended = self.attention_matrices()
         head_norms = self._norm_heads(layer, qkv.slice(0, q), qkv.slice(q, k))
-        if self._cold is not None:
-            self._program.add(self._cold.await_row(layer.index))
+        attention = LayerAttention(self._emitter, layer, self._cold, split=split)
         for number, layout in enumerate(layouts):  # in order: a lane may write over what one before it has put there
             tokens = TOKENS if len(layouts) == 1 else Parameter(Name.COUNT.of(number))
-            lane = _Lane(number, layout, tokens, self._ropes.index(layer.rope))
+            lane = LaneRows(number, layout, tokens, self._ropes.index(layer.rope))
             rows, out = (lane.rows(name, matrix) for name, matrix in ((Name.QKV, qkv), (Name.ATTENDED, attended)))
             queries = rows.slice(0, q)
             self._program.add(
@@ -123,25 +121,29 @@ class Lowering:
             memory = lane.memory(layer)
             if memory.layout.has_window:
                 self._program.add(code_keys_row(memory, tokens=tokens, start=lane.start, isa=self._isa))
-            chosen = self._choose(layer, queries, lane)
-            self._attend_lane(layer, out, queries, lane, split=split, chosen=chosen)
-        if self._cold is not None:
-            self._program.add(self._cold.over_row())
+            chosen = self._choose(layer, queries, lane, apart=bool(attention.runs(lane)))
+            attention.add(lane, attention.of(lane, out, queries, chosen=chosen))
+        attention.finish()
 
     def attend_part(self, layer: Layer, layouts: Sequence[SequenceLayout], *, split: bool) -> None:
         """From queries that are turned already to `part_matrix`: what the first pieces of each lane say."""
         model = self._model
         qkv, _ = self.attention_matrices()
+        attention = LayerAttention(self._emitter, layer, self._cold, split=split)
         part = part_matrix(model, self._emitter.workspace, self._emitter.capacity)
         for number, layout in enumerate(layouts):
             tokens = TOKENS if len(layouts) == 1 else Parameter(Name.COUNT.of(number))
-            lane = _Lane(number, layout, tokens, self._ropes.index(layer.rope))
+            lane = LaneRows(number, layout, tokens, self._ropes.index(layer.rope))
             queries = lane.rows(Name.QKV, qkv).slice(0, model.head_count * model.key_length)
             pieces = Parameter(Name.PART_PIECES.of(number))
-            self._attend_lane(layer, lane.rows(Name.PART, part), queries, lane, split=split, part_pieces=pieces)
+            attention.add(lane, attention.of(lane, lane.rows(Name.PART, part), queries, part_pieces=pieces))
+        attention.finish()
 
-    def _choose(self, layer: Layer, queries: AnyMatrix, lane: "_Lane") -> int | None:
-        """Keeps a layer's abstracts, and chooses by them; the address of the choices, None where all is read."""
+    def _choose(self, layer: Layer, queries: AnyMatrix, lane: LaneRows, *, apart: bool) -> int | None:
+        """Keeps a layer's abstracts, and chooses by them; the address of the choices, None where all is read.
+
+        `apart`: choices stay while other lanes choose.
+        """
         abstracts = lane.layout.abstracts
         if abstracts is None or abstracts.layers[layer.index] is None or layer.sliding_window is not None:
             return None
@@ -153,8 +155,9 @@ class Lowering:
             return None
         kept = memory.layout
         sizes = {"chosen": self._emitter.capacity * chosen_bytes(kept), "choosing": scratch_bytes(kept)}
+        own = f"_{lane.number}" if apart else ""
         chosen, scratch = (
-            workspace.integers(f"{name}_{kept.capacity_tokens}", size // 4) for name, size in sizes.items()
+            workspace.integers(f"{name}_{kept.capacity_tokens}{own}", size // 4) for name, size in sizes.items()
         )
         counts = Parameter(Name.CHOICES.of(lane.number), offset=abstracts.counts_start(layer.index))
         selection = Selection(index, chosen, counts, scratch, lane.layout.budget_tokens)
@@ -163,52 +166,6 @@ class Lowering:
             read = partial(self._cold.chosen.read, layer.index, lane.number, chosen)
             self._program.add_call("read_chosen", read)
         return chosen
-
-    def _attend_lane(
-        self,
-        layer: Layer,
-        out: AnyMatrix,
-        queries: AnyMatrix,
-        lane: "_Lane",
-        *,
-        split: bool,
-        chosen: int | None = None,
-        part_pieces: Parameter | None = None,
-    ) -> None:
-        model, isa, memory = self._model, self._isa, lane.memory(layer)
-        scale, window, softcap = model.attention_scale, layer.sliding_window, model.attention_softcap
-        if not split:
-            self._program.add(
-                attention_row(
-                    *(out, queries, memory),
-                    tokens=lane.tokens,
-                    start=lane.start,
-                    scale=scale,
-                    window=window,
-                    softcap=softcap,
-                    chosen=chosen,
-                    part_pieces=part_pieces,
-                    isa=isa,
-                )
-            )
-            return
-        few = tile_tokens(model.head_count, model.head_count_kv)
-        floats = partial_floats(model.head_count, memory.layout, few)
-        scratch = self._emitter.workspace.array(f"pieces_{memory.layout.capacity_tokens}", 1, floats)
-        for row in split_attention_rows(
-            *(out, queries, memory),
-            scratch=int(scratch.ctypes.data),
-            tokens=lane.tokens,
-            start=lane.start,
-            pieces=part_pieces or Parameter(Name.PIECES.of(lane.number)),
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            chosen=chosen,
-            is_part=part_pieces is not None,
-            isa=isa,
-        ):
-            self._program.add(row)
 
     def _norm_heads(self, layer: Layer, queries: Matrix, keys: Matrix) -> tuple[int | None, int | None]:
         """Norms of rows at once; returns the weights of heads' norms, for `heads_row`."""
@@ -267,33 +224,3 @@ def attention_matrices(model: Model, workspace: Workspace, capacity: int) -> tup
 def part_matrix(model: Model, workspace: Workspace, capacity: int) -> Matrix:
     """Of up to `capacity` tokens what a part of their context says (`cpu_kernels.attention`)."""
     return workspace.matrix("attended_part", capacity, part_columns(model.head_count, model.value_length))
-
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """What rows need to know of one lane."""
-
-    number: int
-    layout: SequenceLayout
-    tokens: Field
-    rope: int
-
-    def rows(self, name: Name, matrix: Matrix) -> LaterMatrix:
-        """Its rows of a matrix."""
-        return LaterMatrix(Parameter(name.of(self.number)), matrix.columns, matrix.stride)
-
-    @property
-    def start(self) -> Parameter:
-        """The position of its first token."""
-        return Parameter(Name.START.of(self.number))
-
-    def memory(self, layer: Layer) -> KVMemory:
-        """Where a layer's keys and values lie."""
-        table = Parameter(Name.KV.of(self.number), offset=self.layout.table_start(layer.index))
-        window = Parameter(Name.WINDOW.of(self.number), offset=self.layout.window_starts[layer.index])
-        return KVMemory(self.layout.layers[layer.index], table, window)
-
-    def rotation(self, rope: Rope) -> Rotation:
-        """How a layer's heads turn."""
-        cos, sin = (Parameter(name.of(self.number, self.rope)) for name in (Name.COS, Name.SIN))
-        return Rotation(cos, sin, rope.dimension_count // 2, rope.order is RopeOrder.NORM)

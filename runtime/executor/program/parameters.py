@@ -15,7 +15,6 @@ class Name(StrEnum):
     SEGMENTS = "segments"  # the most experts that the tokens may use
     WANTED = "wanted"  # tokens whose logits are computed
     FIRST_WANTED = "first_wanted"  # address of the first such token's row of `normed`
-    ARRIVED = "arrived"  # chunks on flash that are there when a layer's attention begins; its number follows
     # of a lane, whose number follows
     COUNT = "count"  # its tokens, where there are several lanes
     QKV = "qkv"  # addresses of its first rows of `attention_matrices`

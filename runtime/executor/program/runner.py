@@ -4,8 +4,8 @@ Knows nothing of requests or of what caches hold: `Lane` says where in its cache
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,15 @@ from offload.expert_cache import ExpertCache
 from offload.routing_trace import TraceRecorder
 from runtime.architectures.base import Model
 from runtime.executor.program.angles import Angles
+from runtime.executor.program.attending import LaneRows, LayerAttention
+from runtime.executor.program.cold_plan import ColdPlan
 from runtime.executor.program.emitter import Emitter
 from runtime.executor.program.kv_cold import ColdReads
 from runtime.executor.program.kv_tiers import KVTiers
 from runtime.executor.program.lanes import Lane
 from runtime.executor.program.lowering import Lowering, attention_matrices
 from runtime.executor.program.parameters import Name
+from runtime.executor.program.programs import Programs, Settable
 from runtime.executor.program.routing import Routing
 from runtime.executor.program.sequence_layout import SequenceLayout
 from runtime.executor.program.workspace import Workspace
@@ -33,7 +36,6 @@ from runtime.panels import PanelWeights
 
 LOGITS_TOKENS = 16  # whose logits are computed in one run
 MAX_LANES = 64
-MAX_PROGRAMS = 64
 
 
 class Runner:
@@ -62,7 +64,7 @@ class Runner:
         self._angles = Angles(model, weights)
         self._recorder: TraceRecorder | None = None
         self._head: Settable | None = None
-        self._programs: OrderedDict[tuple[Hashable, ...], Settable] = OrderedDict()
+        self._programs = Programs()
         self._variant: Hashable = None  # what else programs differ by
         self._cold = ColdReads(kv_tiers or KVTiers(), [layer.sliding_window for layer in model.layers])
         self._pool = self._new_pool(threads)
@@ -84,6 +86,14 @@ class Runner:
         rows[: len(features)] = features
         self._read(int(rows.ctypes.data), len(features))
         return self._logits[: len(features)].copy()
+
+    def make_spilled_kernels(self, layout: SequenceLayout) -> None:
+        """Makes or loads those that prompts use alone once chunks lie on flash, when memory has become scarce."""
+        emitter, lane = self._emitter(), LaneRows(0, layout, 1, 0)
+        qkv, attended = attention_matrices(self._model, self._workspace, self._chunk_tokens)
+        queries = qkv.slice(0, self._model.head_count * self._model.key_length)
+        for layer in self._model.layers:
+            LayerAttention(emitter, layer, None, split=False).of(lane, attended, queries).range_row(0, 0, None)
 
     def compute(self, program: Program) -> None:
         """Runs a program of the caller's on the same threads."""
@@ -117,16 +127,14 @@ class Runner:
             kv.prepare(min(lane.start for lane in own), max(lane.stop for lane in own))
         for lane in lanes:
             lane.kv.place()
-        arriving = self._cold.begin(lanes)
+        plan = self._cold.begin(lanes)
         try:
-            return self._run_lanes(lanes, logits_tokens, arriving)
+            return self._run_lanes(lanes, logits_tokens, plan)
         finally:
             self._cold.end()
 
-    def _run_lanes(
-        self, lanes: Sequence[Lane], logits_tokens: int, arriving: Sequence[int] | None
-    ) -> NDArray[np.float32]:
-        """`arriving`: see `ColdReads.begin`."""
+    def _run_lanes(self, lanes: Sequence[Lane], logits_tokens: int, plan: ColdPlan | None) -> NDArray[np.float32]:
+        """`plan`: see `ColdReads.begin`."""
         token_ids = [token for lane in lanes for token in lane.token_ids]
         count = len(token_ids)
         self._embed(token_ids)
@@ -137,11 +145,9 @@ class Runner:
             tuple(lane.layout for lane in lanes),
             split=len(lanes) > 1 or count <= self.few_tokens,
             foresees=guessing is not None and guessing.gate.is_open,
-            cold=None if arriving is None else self._cold,
+            plan=plan,
         )
         program.set(Name.TOKENS, count)
-        for layer, target in enumerate(arriving or ()):
-            program.set(Name.ARRIVED.of(layer), target)
         if self._model.experts is not None:
             used, experts = self._model.experts.used_count, self._model.experts.count
             program.set(Name.SEGMENTS, most_segments(count, used, experts))
@@ -164,7 +170,7 @@ class Runner:
     def _new_pool(self, threads: int) -> Pool:
         return Pool(threads)
 
-    def _step(self, program: "Settable", lanes: Sequence[Lane], first_wanted: int, wanted: int) -> None:
+    def _step(self, program: Settable, lanes: Sequence[Lane], first_wanted: int, wanted: int) -> None:
         """A run of all layers, and the logits of some of its tokens."""
         self._run(program, first_wanted, wanted)
 
@@ -184,7 +190,7 @@ class Runner:
         if self._model.embedding_scale != 1.0:
             rows *= np.float32(self._model.embedding_scale)
 
-    def _set_lanes(self, program: "Settable", lanes: Sequence[Lane]) -> None:
+    def _set_lanes(self, program: Settable, lanes: Sequence[Lane]) -> None:
         """Where each lane's tokens and cache lie; chunks are taken for them."""
         row, reach = 0, max(lane.stop for lane in lanes)
         attends = program.has(Name.QKV.of(0))
@@ -196,7 +202,7 @@ class Runner:
             row += len(lane.token_ids)
             self._set_lane(program, number, lane, reach)
 
-    def _set_lane(self, program: "Settable", number: int, lane: Lane, reach: int) -> None:
+    def _set_lane(self, program: Settable, number: int, lane: Lane, reach: int) -> None:
         """`reach`: the position after the last token of all lanes."""
         program.set(Name.COUNT.of(number), len(lane.token_ids))
         program.set(Name.START.of(number), lane.start)
@@ -212,10 +218,10 @@ class Runner:
             program.set(Name.COS.of(number, rope), cos)
             program.set(Name.SIN.of(number, rope), sin)
 
-    def _run(self, program: "Settable", first_wanted: int, wanted: int) -> None:
+    def _run(self, program: Settable, first_wanted: int, wanted: int) -> None:
         self._run_from(program, self._normed.address + first_wanted * self._normed.stride_bytes, wanted)
 
-    def _run_from(self, program: "Settable", address: int, wanted: int) -> None:
+    def _run_from(self, program: Settable, address: int, wanted: int) -> None:
         """With the logits of so many hidden states from `address` on."""
         program.set(Name.WANTED, wanted)
         program.set(Name.FIRST_WANTED, address)
@@ -251,15 +257,11 @@ class Runner:
         return None if streamed is None or self._model.experts is None else streamed.cache
 
     def _program(
-        self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
-    ) -> "Settable":
-        key = (layouts, split, foresees, cold is not None, self._variant)
-        if key not in self._programs:
-            self._programs[key] = Settable(self._new_program(layouts, split=split, foresees=foresees, cold=cold))
-            if len(self._programs) > MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, plan: ColdPlan | None
+    ) -> Settable:
+        cold = None if plan is None else self._cold
+        new = partial(self._new_program, layouts, split=split, foresees=foresees, cold=cold)
+        return self._programs.get((layouts, split, foresees, self._variant), plan, new)
 
     def _new_program(
         self, layouts: tuple[SequenceLayout, ...], *, split: bool, foresees: bool, cold: ColdReads | None
@@ -272,22 +274,3 @@ class Runner:
     def _emitter(self, *, foresees: bool = False) -> Emitter:
         place = (self._model, self._weights, self._workspace, self._chunk_tokens)
         return Emitter(*place, keeps_routing=self._recorder is not None, foresees=foresees)
-
-
-class Settable:
-    """A program whose parameters are set only when they change."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self._values: dict[str, int] = {}
-        self._known = program.parameters
-
-    def has(self, name: str) -> bool:
-        """Whether the program has a parameter of that name."""
-        return name in self._known
-
-    def set(self, name: str, value: int) -> None:
-        """Sets a parameter if the program has it."""
-        if self._values.get(name) != value and name in self._known:
-            self.program.set(name, value)
-            self._values[name] = value

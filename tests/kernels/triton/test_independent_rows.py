@@ -13,7 +13,7 @@ from gpu_kernels.matrix import arrange
 from gpu_kernels.tiles import STEP_COLUMNS, GpuTraits
 from gpu_kernels.triton_kernels import TritonKernels
 from tests.support.gpu_matrices import normal, raw_rows
-from tests.support.gpu_steps import CacheShape, fill, lanes_of, segments_of
+from tests.support.gpu_steps import KINDS, CacheShape, fill, lanes_of, segments_of
 
 
 def kernels(way: str, *, exact: bool = False, processors: int = 4) -> TritonKernels:
@@ -61,11 +61,11 @@ def test_experts() -> None:
         assert torch.equal(alone[pair], out[pair])
 
 
-@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [None, 40])
-def test_attention(is_int8: bool, window: int | None) -> None:
+def test_attention(kind: str, window: int | None) -> None:
     """A context that two programs share, beside a longer one."""
-    shape, each = CacheShape(kv_heads=2, key_length=16, value_length=16, is_int8=is_int8), 9
+    shape, each = CacheShape(kv_heads=2, key_length=16, value_length=16, kind=kind), 9
     lanes, blocks = lanes_of([263, 300], shape.block_tokens)
     cache = shape.empty(blocks)
     fill(cache, lanes, 20)

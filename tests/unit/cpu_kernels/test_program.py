@@ -16,6 +16,7 @@ from cpu_kernels.program import (
     Row,
     aligned_int64,
     divided,
+    less,
     times,
 )
 
@@ -51,6 +52,10 @@ def test_parameters_are_set_wherever_they_are_used() -> None:
         program.set("end", 1)
     with pytest.raises(ValueError, match="cannot be divided"):
         divided(times(tokens, 2), 4)
+    with pytest.raises(ValueError, match="cannot be lessened"):
+        less(times(tokens, 2), 1)
+    assert less(7, 3) == 4
+    assert times(less(divided(tokens, 4), 2), 3).of(17) == 3 * (5 - 2)
 
 
 def test_values_survive_further_rows() -> None:

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from gpu_kernels import checks
-from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels.blocks import KVBlocks, KVRows, Lanes, Rotation
 from gpu_kernels.matrix import GpuMatrix
 
 X = torch.zeros((4, 64))
 IDS = torch.zeros((4, 2), dtype=torch.int32)
 SINGLE, STACK = GpuMatrix.allocate("Q8_0", 6, 64), GpuMatrix.allocate("Q8_0", 6, 64, slots=2)
-CACHE = KVBlocks(torch.zeros((2, 4, 2, 8)).half(), torch.zeros((2, 4, 2, 8)).half())
+ROWS = KVRows(torch.zeros((2, 4, 2, 8)).half(), 8)
+CODES, SCALES = torch.zeros((2, 4, 2, 8), dtype=torch.int8), torch.zeros((2, 4, 2, 1)).half()
+CACHE = KVBlocks(ROWS, ROWS)
 LANES = Lanes(torch.zeros((2, 1), dtype=torch.int32), torch.ones(2, dtype=torch.int32))
 TURN = Rotation(torch.zeros((3, 4)), torch.zeros((3, 4)), True)
 POSITIONS = torch.zeros(4, dtype=torch.int32)
@@ -51,8 +53,11 @@ def heads(**changed: object) -> None:
         (lambda: heads(norms=(torch.ones(8), None)), "both normed, or neither"),
         (lambda: Rotation(torch.zeros(3), torch.zeros(3), True), "cosines"),
         (lambda: Lanes(LANES.table, LANES.lengths[:1]), "block table"),
-        (lambda: KVBlocks(CACHE.keys, CACHE.values[:1]), "keys"),
-        (lambda: KVBlocks(CACHE.keys.to(torch.int8), CACHE.values.to(torch.int8), torch.zeros((2, 4, 2))), "scales"),
+        (lambda: KVBlocks(ROWS, KVRows(ROWS.numbers[:1], 8)), "keys"),
+        (lambda: KVRows(ROWS.numbers, 9), "heads of 9"),
+        (lambda: KVRows(CODES, 8, SCALES[:1]), "scales"),
+        (lambda: KVRows(CODES, 8, SCALES, step=32), "in steps of 32"),
+        (lambda: KVRows(CODES[..., :6], 6, SCALES, is_turned=True), "not a power of two"),
     ],
 )
 def test_shapes_that_do_not_fit(call: Callable[[], None], message: str) -> None:
@@ -68,7 +73,9 @@ def test_shapes_that_do_not_fit(call: Callable[[], None], message: str) -> None:
         (lambda: checks.check_gather(X, torch.zeros(4), X), "index is torch.float32"),
         (lambda: checks.check_chosen("route", X, X[:, :2], IDS.long()), "ids are torch.int64"),
         (lambda: Lanes(LANES.table.long(), LANES.lengths), "not int32"),
-        (lambda: KVBlocks(CACHE.keys.float(), CACHE.values.float()), "not torch.float16"),
+        (lambda: KVRows(ROWS.numbers.float(), 8), "float32, without scales"),
+        (lambda: KVRows(ROWS.numbers, 8, SCALES), "float16, with scales"),
+        (lambda: KVRows(CODES, 8, SCALES.float()), "not float16"),
     ],
 )
 def test_types_that_do_not_fit(call: Callable[[], None], message: str) -> None:
@@ -77,6 +84,7 @@ def test_types_that_do_not_fit(call: Callable[[], None], message: str) -> None:
 
 
 def test_sizes_of_caches() -> None:
-    scales = torch.zeros((2, 4, 2))
     assert CACHE.token_bytes == 64
-    assert KVBlocks(CACHE.keys.to(torch.int8), CACHE.values.to(torch.int8), scales, scales).token_bytes == 48
+    assert KVBlocks(KVRows(CODES, 8, SCALES), ROWS).token_bytes == 16 + 4 + 32
+    halves = torch.zeros((2, 4, 2, 16), dtype=torch.uint8)
+    assert KVBlocks(ROWS, KVRows(halves, 20, SCALES, step=32)).num_bytes == 8 * (32 + 32 + 4)

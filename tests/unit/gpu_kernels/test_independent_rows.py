@@ -13,7 +13,7 @@ from gpu_kernels.matrix import arrange
 from gpu_kernels.torch_kernels import TorchKernels
 from gpu_kernels.torch_products import sums_alike
 from tests.support.gpu_matrices import normal, raw_rows
-from tests.support.gpu_steps import CacheShape, fill, lanes_of, rotation_of, segments_of
+from tests.support.gpu_steps import KINDS, CacheShape, fill, lanes_of, rotation_of, segments_of
 
 KERNELS = TorchKernels()
 BOUNDS = st.tuples(st.integers(0, 33), st.integers(0, 33)).map(sorted).filter(lambda pair: pair[0] < pair[1])
@@ -74,7 +74,7 @@ def test_where_sums_differ_rows_are_multiplied_one_by_one(monkeypatch: pytest.Mo
     KERNELS.matmul(x, matrix, all_)
     KERNELS.matmul(x[3:4], matrix, one)
     assert torch.equal(one[0], all_[3])
-    check_attention([40], (2, 5), None, None, False)
+    check_attention([40], (2, 5), None, None, "f16")
 
 
 def test_equal_rows_that_are_summed_differently_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +155,10 @@ def test_pairs_are_added_in_their_order_whatever_is_between_them() -> None:
 
 
 def check_attention(
-    lengths: list[int], bounds: tuple[int, int], window: int | None, softcap: float | None, is_int8: bool
+    lengths: list[int], bounds: tuple[int, int], window: int | None, softcap: float | None, kind: str
 ) -> None:
     """Some of the last tokens at once, then others; in lanes of one token, too."""
-    shape = CacheShape(kv_heads=2, key_length=24, value_length=10, is_int8=is_int8)
+    shape = CacheShape(kv_heads=2, key_length=24, value_length=10, kind=kind)
     lanes, blocks = lanes_of(lengths, shape.block_tokens)
     cache = shape.empty(blocks)
     fill(cache, lanes, 20)
@@ -185,19 +185,19 @@ def check_attention(
     second=st.none() | st.integers(33, 400),
     window=st.none() | st.integers(1, 300),
     softcap=st.sampled_from([None, 3.0]),
-    is_int8=st.booleans(),
+    kind=st.sampled_from(KINDS),
 )
 def test_attention(
-    bounds: tuple[int, int], context: int, second: int | None, window: int | None, softcap: float | None, is_int8: bool
+    bounds: tuple[int, int], context: int, second: int | None, window: int | None, softcap: float | None, kind: str
 ) -> None:
     lengths = [context] if second is None else [context, second]
-    check_attention(lengths, bounds, window, softcap, is_int8)
+    check_attention(lengths, bounds, window, softcap, kind)
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_heads(neighbours: bool, is_int8: bool) -> None:
-    shape = CacheShape(kv_heads=2, key_length=10, value_length=6, block_tokens=4, is_int8=is_int8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads(neighbours: bool, kind: str) -> None:
+    shape = CacheShape(kv_heads=2, key_length=10, value_length=6, block_tokens=4, kind=kind)
     rows, norms, rotation = (
         normal(17, 9, 72),
         (normal(18, 10), normal(19, 10)),
@@ -214,10 +214,10 @@ def test_heads(neighbours: bool, is_int8: bool) -> None:
 
     caches = [shape.empty(3) for _ in range(2)]
     for cache in caches:
-        cache.keys.zero_()
-        cache.values.zero_()
+        for part in cache.parts:
+            part.zero_()
     whole = compute(0, 9, caches[0])
     for first, stop in ((0, 1), (1, 6), (6, 9)):
         assert torch.equal(compute(first, stop, caches[1]), whole[first:stop])
-    assert torch.equal(caches[0].keys, caches[1].keys)
-    assert torch.equal(caches[0].values, caches[1].values)
+    for one, other in zip(caches[0].parts, caches[1].parts, strict=True):
+        assert torch.equal(one, other)

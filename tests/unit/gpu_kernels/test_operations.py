@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from gpu_kernels.blocks import KVBlocks, Lanes, Rotation
+from gpu_kernels.blocks import KVBlocks, KVRows, Lanes, Rotation
 from gpu_kernels.device import Cost, Event
 from gpu_kernels.matrix import arrange
 from gpu_kernels.operations import Operations, attention_cost
@@ -58,7 +58,7 @@ def test_every_other_operation_is_launched() -> None:
     x, y, out, vector = normal(2, 2, 8), normal(3, 2, 8), torch.empty((2, 8)), normal(4, 8)
     ids, shares = torch.empty((2, 1), dtype=torch.int32), torch.empty((2, 1))
     index, count = torch.tensor([1, 0], dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
-    cache = KVBlocks(torch.zeros((2, 4, 1, 8)).half(), torch.zeros((2, 4, 1, 8)).half())
+    cache = KVBlocks(*[KVRows(torch.zeros((2, 4, 1, 8)).half(), 8)] * 2)
     lanes = Lanes(torch.tensor([[0], [1]], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32))
     operations.rms_norm(x, vector, out, eps=1e-6)
     operations.add_norm(x, y, vector, out, eps=1e-6)
@@ -83,7 +83,7 @@ def test_every_other_operation_is_launched() -> None:
 
 
 def test_attention_costs_what_it_reads() -> None:
-    cache = KVBlocks(torch.empty((1, 4, 2, 8)).half(), torch.empty((1, 4, 2, 8)).half())
+    cache = KVBlocks(*[KVRows(torch.empty((1, 4, 2, 8)).half(), 8)] * 2)
     one = attention_cost(torch.empty((1, 32)), cache, 1, 1000, None)
     assert one == Cost(1000 * 64 + 128 + 128, 2 * 4 * 1000 * 16)
     assert attention_cost(torch.empty((1, 32)), cache, 1, 1000, 100).flops == 2 * 4 * 100 * 16

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from gpu_kernels import torch_products
+from gpu_kernels import torch_attention, torch_products, torch_rows
 from gpu_kernels.layouts import LAYOUTS
 from gpu_kernels.matrix import arrange
 from gpu_kernels.torch_kernels import TorchKernels
 from runtime.executor import layers
 from tests.support.gpu_matrices import assert_close, normal, raw_rows, weights_of
-from tests.support.gpu_steps import CacheShape, fill, lanes_of, rotation_of, segments_of
+from tests.support.gpu_steps import KINDS, CacheShape, fill, lanes_of, rotation_of, segments_of
 
 KERNELS = TorchKernels()
+TOLERANCES = {"f16": 1e-3, "bf16": 8e-3, "q8_0": 5e-3, "q4_0": 8e-2}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -98,9 +99,9 @@ def test_norms_sums_and_gates() -> None:
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_heads_are_normed_turned_and_appended(neighbours: bool, is_int8: bool) -> None:
-    shape = CacheShape(kv_heads=2, key_length=10, value_length=6, block_tokens=4, is_int8=is_int8)
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_are_normed_turned_and_appended(neighbours: bool, kind: str) -> None:
+    shape = CacheShape(kv_heads=2, key_length=10, value_length=6, block_tokens=4, kind=kind)
     lanes, blocks = lanes_of([7, 5], 4)
     cache, rotation = shape.empty(blocks), rotation_of(9, 4, neighbours=neighbours)
     rows = normal(17, 4, 40 + 20 + 12)
@@ -117,19 +118,47 @@ def test_heads_are_normed_turned_and_appended(neighbours: bool, is_int8: bool) -
     new_keys = turn(layers.rms_norm(keys.view(4, 2, 10), norms[1], 1e-6), *angles)
     for token, (lane, position) in enumerate(((0, 5), (0, 6), (1, 3), (1, 4))):
         place = int(lanes.table[lane, position // 4]), position % 4
-        held_key, held_value = cache.keys[place].float(), cache.values[place].float()
-        if cache.key_scales is not None and cache.value_scales is not None:
-            held_key *= cache.key_scales[place][:, None]
-            held_value *= cache.value_scales[place][:, None]
-        assert_close(held_key, new_keys[token], 5e-3 if is_int8 else 1e-3)
-        assert_close(held_value, values.reshape(4, 2, 6)[token], 5e-3 if is_int8 else 1e-3)
+        block, tolerance = torch.tensor(place[:1]), TOLERANCES[kind]
+        held_key, held_value = (torch_rows.read(part, block)[0, place[1]] for part in (cache.keys, cache.values))
+        assert_close(held_key, new_keys[token], tolerance)
+        assert_close(held_value, values.reshape(4, 2, 6)[token], tolerance)
 
 
-@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_turned_heads_are_attended_as_they_were(kind: str) -> None:
+    """Queries and keys turn alike, and what is attended is turned back."""
+    shape = CacheShape(kv_heads=1, key_length=64, value_length=32, kind=kind)
+    lanes, blocks = lanes_of([40], 16)
+    cache, rotation, rows = shape.empty(blocks), rotation_of(40, 32, neighbours=True), normal(3, 40, 2 * 64 + 64 + 32)
+    queries, keys, values = rows[:, :128].clone(), rows[:, 128:192], rows[:, 192:]
+    plain = [torch_attention.rotate(x.view(40, -1, 64), torch.arange(40), rotation) for x in (queries, keys)]
+    wanted = layers.attention(plain[0], plain[1].transpose(0, 1), values[None], scale=0.1)
+    KERNELS.heads(queries, keys, values, torch.arange(40, dtype=torch.int32), rotation, cache, lanes)
+    out = torch.empty((40, 64))
+    KERNELS.attention(queries, cache, lanes, out, scale=0.1)
+    assert_close(out, wanted.flatten(1), 2 * TOLERANCES[kind])
+    if kind.startswith("q"):
+        assert not torch.allclose(queries, plain[0].flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite_stay_so(kind: str, damage: float) -> None:
+    cache = CacheShape(kv_heads=1, key_length=64, value_length=40, kind=kind).empty(1)
+    new = normal(1, 2, 1, 40)
+    new[1, 0, 35] = damage
+    torch_rows.put(cache.values, torch.zeros(2, dtype=torch.int64), torch.arange(2), new)
+    held = torch_rows.read(cache.values, torch.zeros(1, dtype=torch.int64))[0, :2, 0]
+    assert held[0].isfinite().all()
+    assert held[1, :32].isfinite().all()
+    assert not held[1, 32:].isfinite().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("lengths", "each"), [([37], 9), ([37, 20, 1], 1), ([16], 16), ([600, 300], 20)])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, None), (None, 3.0)])
-def test_attention(is_int8: bool, lengths: list[int], each: int, window: int | None, softcap: float | None) -> None:
-    shape = CacheShape(kv_heads=2, key_length=8, value_length=6, is_int8=is_int8)
+def test_attention(kind: str, lengths: list[int], each: int, window: int | None, softcap: float | None) -> None:
+    shape = CacheShape(kv_heads=2, key_length=8, value_length=6, kind=kind)
     lanes, blocks = lanes_of(lengths, shape.block_tokens)
     cache = shape.empty(blocks)
     keys, values = fill(cache, lanes, 20)

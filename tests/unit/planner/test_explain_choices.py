@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from cpu_kernels.kv_types import KVType
 from offload.tiers import Device, Tier
 from planner.budget import GIB, Budget
 from planner.compare import Ranked
-from planner.explain_choices import best_line, render_ranking, render_what_if, render_why
+from planner.explain_choices import best_line, render_kv_costs, render_ranking, render_what_if, render_why
 from planner.figures import figures
+from planner.kv_costs import KVCost
 from planner.plan import Plan
 from planner.solve import make_plan
 from planner.what_if import Alternative
@@ -49,6 +51,20 @@ def test_alternatives() -> None:
     assert "1.50x" in lines[3]
     assert "500 ms" in lines[3]
     assert "does not fit" in lines[4]
+
+
+def test_contexts() -> None:
+    rows = (
+        KVCost(4096, KVType.F16, GIB, 0, 41.5, 2048, None),
+        KVCost(131072, KVType.KIVI4, 19 * GIB, 14 * GIB, 0.213, 2048, 0.41),
+        KVCost(131072, KVType.F16, 64 * GIB, 0, None, 2048, None),
+    )
+    lines = shown(lambda console: render_kv_costs(console, rows)).splitlines()
+    heads = ["full", "context", "KV", "size", "on", "flash", "tokens/s", "--kv-budget", "2048"]
+    assert lines[0].split() == heads
+    assert lines[1].split() == ["4096", "f16", "1.0", "GiB", "-", "41.5", "-"]
+    assert lines[2].split() == ["131072", "kivi4", "19.0", "GiB", "14.0", "GiB", "0.21", "0.41"]
+    assert lines[3].split()[-4:] == ["does", "not", "fit", "-"]
 
 
 def test_options_of_a_unit() -> None:

@@ -17,6 +17,7 @@ from planner.hybrid_flash import FlashExperts
 from planner.hybrid_rates import expert_rates, moved_share
 from planner.hybrid_split import Split, split_of
 from planner.hybrid_step import HybridRun
+from planner.hybrid_streamed import fit_streamed_hybrid
 from planner.model_shape import ModelShape, UnitKind
 from planner.plan import Plan
 from planner.plan_check import check_runnable
@@ -67,6 +68,19 @@ def test_a_model_larger_than_both_memories() -> None:
     assert check_runnable(Plan.from_json(plan.to_json()), MODEL) == plan
     assert any("read from flash" in note for note in plan.notes)
     assert any(choice.tier is Tier.GPU for choice in why(question(PROCESS + GIB, 3 * GIB), plan, "blk.3.experts"))
+
+
+def test_a_gpu_may_have_the_newest_keys_and_values_alone() -> None:
+    asked = question(PROCESS + 2 * GIB, 3 * GIB, context_tokens=16384)
+    options = {"threads": 4, "context_tokens": 16384, "gpu_kv_tokens": 2048}
+    fit = fit_streamed_hybrid(asked, machine_of(asked), "cuda:0", **options)  # type: ignore[arg-type]
+    assert fit is not None
+    assert fit.stream_slots > 0
+    assert fit.gpu_kv_tokens == 2048
+    cached = [one for one in fit.placements if one.kind is UnitKind.KV and one.device is Device.GPU]
+    assert cached
+    assert all(8 * one.num_bytes == SHAPE.kv_bytes_per_layer[0] * 16384 for one in cached)
+    assert fit.needs.ram.kv_bytes >= sum(7 * one.num_bytes for one in cached)
 
 
 def test_what_ram_holds_is_not_read() -> None:

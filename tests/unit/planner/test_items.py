@@ -39,9 +39,24 @@ def test_flash_only_where_ram_is_short() -> None:
     assert all(option.tier is not Tier.FLASH for item in problem(DENSE).items for option in item.options)
     short = problem(DENSE, ram=1 << 29)
     assert short.ram_bytes < 1 << 29, "buffers for what is on its way"
-    on_flash = [option for item in short.items for option in item.options if option.tier is Tier.FLASH]
+    on_flash = [(item.kind, option) for item in short.items for option in item.options if option.tier is Tier.FLASH]
     assert on_flash
-    assert all(option.ram_bytes == 0 for option in on_flash)
+    assert all(option.ram_bytes == 0 for kind, option in on_flash if kind is not UnitKind.KV)
+
+
+def test_old_tokens_of_a_cache_may_lie_on_flash() -> None:
+    """Of 4096 tokens half; in the middle of the context nothing is read yet."""
+    read = {}
+    for context in (2048, 4096, 65536):
+        settings = replace(SETTINGS, context_tokens=context)
+        given = {"objective": Objective.LATENCY, "ram_bytes": 1 << 29, "gpu_bytes": 4 << 30, "tiers": PLACES}
+        found = placement_problem(DENSE, LAPTOP, settings, **given)
+        caches = [item for item in found.items if item.kind is UnitKind.KV]
+        spilled = [option for item in caches for option in item.options if option.tier is Tier.FLASH]
+        assert {option.device for option in spilled} <= {Device.CPU}
+        assert all(option.ram_bytes == DENSE.kv_bytes_per_layer[0] * 2048 for option in spilled)
+        read[context] = {option.load_bytes for option in spilled}
+    assert read == {2048: set(), 4096: {0}, 65536: {DENSE.kv_bytes_per_layer[0] * (32768 - 2048)}}
 
 
 def test_loads_split_over_flash_and_link() -> None:

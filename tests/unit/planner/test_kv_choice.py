@@ -77,5 +77,35 @@ def test_what_contexts_cost() -> None:
     speeds = [cost.decode_tokens_per_s or 0.0 for cost in costs]
     assert speeds[0] > speeds[3] > 0, "a full context of 16384 takes longer than one of 4096"
     assert speeds[4] > speeds[3], "and less with fewer bytes"
+    assert {cost.budget_tokens for cost in costs} == {2048}
+    assert (costs[3].budget_tokens_per_s or 0.0) > speeds[3], "what is not read takes no time"
+    assert not any(cost.flash_bytes for cost in costs)
     short = kv_costs(question(64), solve(asked))
-    assert all(cost.decode_tokens_per_s is None for cost in short)
+    assert all(cost.decode_tokens_per_s is cost.budget_tokens_per_s is None for cost in short)
+
+
+def test_contexts_beyond_ram_cost_reads() -> None:
+    asked = question(least_mib(KVType.F16) + 96, kv=KVPolicy(budget_tokens=512), loop="program")
+    asked = replace(asked, shape=replace(asked.shape, context_length=131072))
+    costs = {(cost.context_tokens, cost.kind): cost for cost in kv_costs(asked, solve(asked))}
+    short, long = costs[4096, KVType.F16], costs[131072, KVType.F16]
+    assert not short.flash_bytes
+    assert 0 < long.flash_bytes < long.num_bytes
+    assert (long.decode_tokens_per_s or 0.0) < (short.decode_tokens_per_s or 0.0) / 8
+    assert long.budget_tokens == 512
+    assert long.budget_tokens_per_s
+
+
+def test_what_spills_has_room_on_the_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = question(640)
+    asked = replace(asked, wish=replace(asked.wish, context_tokens=1 << 19))
+    plan = solve(asked)
+    assert plan.settings.kv.is_plain, "the first that spills"
+    assert plan.settings.kv_ram_bytes is not None
+    needed = asked.shape.kv_bytes_per_token << 19
+    monkeypatch.setattr("planner.kv_choice.spill_room", lambda: needed * 2 // 5)
+    plan = solve(asked)
+    assert plan.settings.kv.key is KVType.KIVI4
+    assert any("keys and values are kept as kivi4" in note for note in plan.notes)
+    monkeypatch.setattr("planner.kv_choice.spill_room", lambda: 0)
+    assert solve(asked).settings.kv.is_plain, "no type has room there"

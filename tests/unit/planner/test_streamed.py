@@ -72,7 +72,8 @@ def test_misses_fall_with_slots() -> None:
         assert missed == sorted(missed, reverse=True)
         assert missed[-1] == pytest.approx(0.0, abs=1e-3)
     whole = sum(unit.num_bytes for unit in OLMOE.units if unit.kind.value == "experts")
-    assert missed_bytes(OLMOE, curve, slots=512, tokens=5000) == pytest.approx(whole / 2, rel=1e-6)
+    assert missed_bytes(OLMOE, curve, slots=64, tokens=5000) == pytest.approx(whole, rel=1e-6), "a layer uses all slots"
+    assert missed_bytes(OLMOE, curve, slots=64 + 480, tokens=5000) == pytest.approx(whole / 2, rel=1e-6)
 
 
 def test_a_step_takes_what_reading_takes() -> None:
@@ -90,6 +91,22 @@ def test_reads_ahead_hide_behind_the_arithmetic_of_long_prompts() -> None:
     streaming = Streaming(FLASH, hit_curve(OLMOE))
     quick, slow = (step_seconds(OLMOE, cpu, streaming, SETTINGS, 512)[Bottleneck.FLASH] for cpu in (0.0, 1.0))
     assert slow < quick
+
+
+def test_reads_of_long_prompts_wait_where_no_slots_are_free_to_read_ahead() -> None:
+    streaming = Streaming(FLASH, hit_curve(OLMOE))
+
+    def hidden(slots: int, experts_s: float) -> float:
+        """Seconds of reads that a second of arithmetic hides, of which experts take so much."""
+        missed = missed_bytes(OLMOE, streaming.curve, slots=slots, tokens=512)
+        settings = replace(SETTINGS, stream_slots=slots)
+        parts = step_seconds(OLMOE, 1.0, streaming, settings, 512, experts_s=experts_s)
+        return missed / 1.8e9 - parts[Bottleneck.FLASH]
+
+    assert hidden(80, 0.0) == pytest.approx(0.0), "all but 16 slots are the layer's that is computed"
+    assert hidden(80, 0.5) == pytest.approx(0.4), "experts are computed while others of their layer land"
+    assert 0.4 < hidden(160, 0.5) < hidden(320, 0.5), "a part of the next layer has slots"
+    assert hidden(320, 0.0) == pytest.approx(hidden(320, 0.5)), "all of it has"
 
 
 def test_refused_where_not_even_a_token_s_experts_fit() -> None:

@@ -55,7 +55,7 @@ def test_what_if_why_and_flags(run):
     shown = run("plan", "demo", "--what-if").stdout
     assert "2.0 GiB more RAM" in shown
     assert "as planned" in shown
-    assert "KV, full" in shown
+    assert "full context" in shown
     assert run("plan", "demo", "-ctk", "auto", "-ctv", "q4_0").stdout.count("KV f16/q4_0") == 1
     shown = run("plan", "demo", "--why", "blk.1.experts").stdout
     assert "blk.1.experts" in shown
@@ -103,6 +103,33 @@ def test_keys_and_values_in_less_ram(run):
     assert "chunks of 512 tokens in RAM, the rest" in " ".join(run(*asked, "12MiB").stdout.split())
     assert "on flash" not in run(*asked, "64MiB").stdout
     assert "hint: 10.0 MiB would do" in run(*asked, "1MiB").stderr
+
+
+def test_reading_a_part_of_keys_and_values(run):
+    asked = ("plan", "demo", "-c", "16384", "-p", "16000", "--kv-budget", "1024")
+    shown = " ".join(run(*asked, "--what-if").stdout.split())
+    assert "KV f16/f16, budget 1024" in shown
+    assert "new tokens choose 1024 tokens of the KV cache to read" in shown
+    assert "tokens/s --kv-budget 1024" in shown
+    chosen, every = (json.loads(run(*words, "--json").stdout) for words in (asked, asked[:-2]))
+    assert chosen["settings"]["kv_budget_tokens"] == 1024
+    assert chosen["predicted"]["decode_tokens_per_s"] > every["predicted"]["decode_tokens_per_s"]
+    assert chosen["needs"]["ram"]["kv_bytes"] > every["needs"]["ram"]["kv_bytes"], "the index is counted"
+    costs = json.loads(run(*asked, "--what-if", "--json").stdout)["kv_costs"]
+    assert {cost["budget_tokens"] for cost in costs} == {1024}
+    assert all(cost["budget_tokens_per_s"] for cost in costs if cost["context_tokens"] > 1024)
+
+
+def test_what_goes_to_flash_and_what_it_costs(run):
+    asked = ("plan", "demo", "-c", "16384", "--kv-ram", "24MiB")
+    shown = " ".join(run(*asked, "--what-if").stdout.split())
+    assert "with the context full: " in shown
+    assert "of KV from flash; the first token of such a prompt after" in shown
+    costs = json.loads(run(*asked, "--what-if", "--json").stdout)["kv_costs"]
+    longest = [cost for cost in costs if cost["context_tokens"] == 16384]
+    assert longest[0]["kind"] == "f16"
+    assert 0 < longest[0]["flash_bytes"] < longest[0]["num_bytes"]
+    assert longest[0]["decode_tokens_per_s"] > 0
 
 
 def test_requests_that_make_no_sense(run):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpu_kernels.kv_layout import KVLayout
+from cpu_kernels.kv_policy import KVPolicy
 from gpu_kernels.simulated import SimulatedDevice
 from offload.errors import ModelFormatError, UnsupportedModelError
 from offload.tiers import Device
@@ -22,7 +22,6 @@ from runtime.executor.hybrid.tasks import Work, gpu_matrices, resident_matrices,
 from tests.faults.test_row_09_weights_that_are_not_numbers import damaged
 from tests.support import models
 from tests.support.hybrid import FAST_GPU, hybrid, model_of
-from tests.support.kv_chunks import scattered_chunks
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,9 @@ class Pool:
 
     def __init__(self, model: Model, tokens: int, limit_bytes: int | None = None) -> None:
         self.device = SimulatedDevice(FAST_GPU, limit_bytes=limit_bytes)
+        layouts = KVPolicy().layouts(2, model.head_count_kv, model.key_length, model.value_length, BLOCK_TOKENS)
         self.stream = self.device.stream("test")
-        self.pool = KVPool(self.device, self.stream, model, [0, 1], tokens)
+        self.pool = KVPool(self.device, self.stream, dict(enumerate(layouts)), tokens)
         self._model = model
 
     def kv(self, capacity: int = 1000) -> HybridKV:
@@ -114,12 +114,12 @@ def test_blocks_grow_and_go_back(dense: Model) -> None:
     pool = Pool(dense, 2 * BLOCK_TOKENS)
     first, second = pool.kv(), pool.kv()
     first.prepare(0, BLOCK_TOKENS + 1)
-    pool.pool.blocks(1).keys[first.blocks[1]].fill_(3.0)
+    pool.pool.blocks(1).keys.numbers[first.blocks[1]].fill_(3.0)
     generation = pool.pool.generation
     second.prepare(0, 3 * BLOCK_TOKENS)
     assert pool.pool.generation > generation
     assert not set(first.blocks) & set(second.blocks)
-    assert (pool.pool.blocks(1).keys[first.blocks[1]] == 3.0).all()
+    assert (pool.pool.blocks(1).keys.numbers[first.blocks[1]] == 3.0).all()
     held = pool.pool.num_bytes
     del second
     third = pool.kv()
@@ -137,44 +137,13 @@ def test_growth_that_fails_leaves_blocks_as_they_were(dense: Model) -> None:
     kv = pool.kv()
     kv.prepare(0, 3 * BLOCK_TOKENS)
     for layer in (0, 1):
-        pool.pool.blocks(layer).values[kv.blocks] = 2.0
+        pool.pool.blocks(layer).values.numbers[kv.blocks] = 2.0
     with pytest.raises(torch.OutOfMemoryError):
         kv.prepare(0, 40 * BLOCK_TOKENS)
     assert len(kv.blocks) == 3
-    assert all((pool.pool.blocks(layer).values[kv.blocks] == 2.0).all() for layer in (0, 1))
+    assert all((pool.pool.blocks(layer).values.numbers[kv.blocks] == 2.0).all() for layer in (0, 1))
     kv.prepare(0, 4 * BLOCK_TOKENS)
     pool.device.close()
-
-
-@pytest.mark.parametrize("tokens", [1, 63, 64, 600])
-def test_keys_and_values_brought_to_ram(dense: Model, tokens: int) -> None:
-    pool = Pool(dense, 16 * BLOCK_TOKENS)
-    kv = pool.kv()
-    kv.prepare(0, tokens)
-    kv.length = tokens
-    rng = np.random.default_rng(tokens)
-    blocks = pool.pool.blocks(1)
-    for part in (blocks.keys, blocks.values):
-        part.copy_(torch.from_numpy(rng.standard_normal(part.shape).astype(np.float16)))
-    keys = blocks.keys[kv.blocks].flatten(0, 1)[:tokens].transpose(0, 1).numpy()
-    values = blocks.values[kv.blocks].flatten(0, 1)[:tokens].transpose(0, 1).numpy()
-    kv.bring_to_ram(1)
-    layout, chunks = kv.layout.layers[1], kv.layer_chunks(1)
-    np.testing.assert_array_equal(layout.unpack_keys(chunks, tokens), keys)
-    np.testing.assert_array_equal(layout.unpack_values(chunks, tokens), values)
-    pool.device.close()
-
-
-@pytest.mark.parametrize(("key_length", "value_length", "tokens"), [(64, 64, 70), (96, 80, 1), (128, 40, 1100)])
-def test_packed_keys_and_values_are_found_again(key_length: int, value_length: int, tokens: int) -> None:
-    layout = KVLayout(3, key_length, value_length, tokens + 5)
-    rng = np.random.default_rng(tokens)
-    keys, values = (rng.standard_normal((3, tokens, n)).astype(np.float16) for n in (key_length, value_length))
-    chunks = scattered_chunks(layout, np.uint8(0))
-    layout.pack_keys(chunks, keys)
-    layout.pack_values(chunks, values)
-    np.testing.assert_array_equal(layout.unpack_keys(chunks, tokens), keys)
-    np.testing.assert_array_equal(layout.unpack_values(chunks, tokens), values)
 
 
 @dataclass

@@ -1,10 +1,8 @@
 """Reading a part of the KV cache: what is read whole stays to the bit, and what a token reads depends on it alone."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +10,8 @@ from numpy.typing import NDArray
 
 from cpu_kernels.kv_policy import KVPolicy
 from cpu_kernels.kv_types import KVType
-from offload.errors import StrataError
 from offload.kv_chunks import ChunkStore
-from offload.kv_spill import Slot, SpillFile
-from offload.memory import reserved_bytes
+from offload.kv_spill import SpillFile
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program.kv_tiers import KVTiers
@@ -159,61 +155,26 @@ def test_the_command_takes_a_budget(run, tmp_path: Path) -> None:
     assert "Can change answers" in " ".join(run("run", "--help").stdout.replace("│", " ").split())
 
 
-def test_only_what_is_chosen_is_read_from_flash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_parts: list[int] = []  # bytes
-    submit_parts = SpillFile.submit_parts
-
-    def counted(spill: SpillFile, slot: Slot, ranges: list[tuple[int, int]], *others: Any) -> None:
-        in_parts.append(sum(end - first for first, end in ranges))
-        submit_parts(spill, slot, ranges, *others)
-
-    monkeypatch.setattr(SpillFile, "submit_parts", counted)
+@pytest.mark.parametrize("most_bytes", [None, 1 << 30])  # without a cache, and with one
+@pytest.mark.parametrize("types", TYPES)
+def test_only_what_is_chosen_is_read_from_flash(
+    tmp_path: Path, types: tuple[KVType, KVType], most_bytes: int | None
+) -> None:
     spec = replace(models.spec_of("llama"), blocks=4)
     path = models.write_model(tmp_path / "model.gguf", spec, "Q8_0")
-    store = ChunkStore(SpillFile(tmp_path, 1 << 20, in_parts=True))
-    with programs.executor(path, threads=2, kv_tiers=KVTiers(store)) as executor:
-        for types in TYPES:
-            warm, kv = filled(executor, budgeted(types)), filled(executor, budgeted(types))
-            for layer in range(4):
-                for piece in range(2):
-                    store.evict(kv.chunks(layer)[piece])
-            assert store.spill is not None
-            expected = [decoded(executor, warm, 2), verified(executor, warm, 5), verified(executor, warm, 40)]
-            in_parts.clear()
-            found = [decoded(executor, kv, 2)]
-            read, dense = sum(in_parts), 2 * sum(chunk.num_bytes for chunk in kv.chunks(0)[:2])
-            found += [verified(executor, kv, 5), verified(executor, kv, 40)]
-            for rows, wanted in zip(found, expected, strict=True):
-                assert (rows == wanted).all()
-            if types[0] is KVType.F16:  # whose blocks are whole pages; all layers' chunks are of one size
-                assert 0 < read < 0.75 * 2 * dense
-    store.close()
-
-
-def test_damage_on_flash_is_not_taken_for_keys(tmp_path: Path) -> None:
     spill = SpillFile(tmp_path, 1 << 20, in_parts=True)
-    data = reserved_bytes(1 << 20, huge_pages=False)
-    data[:] = np.random.default_rng(0).integers(0, 255, data.size)
-    slot = spill.write(data)
-    memory = reserved_bytes(1 << 20, huge_pages=False)
-    answered: list[StrataError | None] = []
-    arrived = threading.Event()
-
-    def answer(error: StrataError | None = None) -> None:
-        answered.append(error)
-        arrived.set()
-
-    for broken in (False, True):
-        sums = tuple(each ^ broken for each in slot.block_checksums)
-        arrived.clear()
-        spill.submit_parts(replace(slot, block_checksums=sums), [(8192, 20480), (32768, 36864)], memory, answer, answer)
-        assert arrived.wait(10)
-    read = np.zeros(memory.size, bool)
-    read[8192:20480] = read[32768:36864] = True
-    assert (memory[read] == data[read]).all()
-    assert not memory[~read].any()
-    spill.close()
-    assert spill.read_bytes == 3 * 16384  # what was wrong is read once more
-    assert answered[0] is None
-    assert "not what was written" in str(answered[1])
-    spill.close()
+    tiers = KVTiers(ChunkStore(spill), most_bytes)
+    assert spill.pairs is not None
+    with programs.executor(path, threads=2, kv_policy=budgeted(types), kv_tiers=tiers) as executor:
+        warm, kv = filled(executor, budgeted(types)), filled(executor, budgeted(types))
+        for piece in range(2):
+            kv.evict(piece)
+        expected = [decoded(executor, warm, 2), verified(executor, warm, 5), verified(executor, warm, 40)]
+        before = spill.pairs.num_bytes
+        found = [decoded(executor, kv, 2)]
+        read, dense = spill.pairs.num_bytes - before, 2 * sum(chunk.num_bytes for chunk in kv.chunks(2)[:2])
+        found += [verified(executor, kv, 5), verified(executor, kv, 40)]
+        for rows, wanted in zip(found, expected, strict=True):
+            assert (rows == wanted).all()
+        if types[0] is KVType.F16:  # whose blocks are whole pages
+            assert 0 < read < 0.75 * 2 * dense

@@ -10,7 +10,10 @@ def groups(budget: int | None, windows: list[int | None]) -> tuple[LayerGroup, .
 
 
 def order(found: tuple[LayerGroup, ...], tokens: int) -> list[tuple[int, tuple[int, ...]]]:
-    return [(piece, group.layers) for piece, group in in_order(found, [0] * len(found), tokens)]
+    return [
+        (piece, group.layers)
+        for piece, group in in_order(found, [0] * len(found), [tokens // 512] * len(found), tokens)
+    ]
 
 
 def test_without_a_budget_all_layers_go_together() -> None:
@@ -21,8 +24,8 @@ def test_without_a_budget_all_layers_go_together() -> None:
 def test_layers_that_are_read_whole_go_last() -> None:
     found = groups(256, [])
     assert order(found, 1024) == [(0, (2,)), (0, (3,)), (1, (2,)), (1, (3,)), (0, (0, 1)), (1, (0, 1))]
-    assert next(in_order(found, [2, 1, 0], 1024)) == (1, LayerGroup((3,), is_chosen=True))
-    assert not list(in_order(found, [3, 3, 3], 1024))
+    assert next(in_order(found, [2, 1, 0], [2, 2, 2], 1024)) == (1, LayerGroup((3,), is_chosen=True))
+    assert not list(in_order(found, [3, 3, 3], [2, 2, 2], 1024))
 
 
 def test_windows_stay_as_far_as_they_see() -> None:

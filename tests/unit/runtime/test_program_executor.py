@@ -12,6 +12,7 @@ from cpu_kernels.program import Program
 from offload.errors import ModelFormatError, RequestError, UnsupportedModelError
 from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
+from runtime.executor.program import programs as programs_module
 from runtime.executor.program import runner as runner_module
 from tests.support import models, programs
 from tests.support.models import generated
@@ -219,7 +220,7 @@ def test_caches_of_many_capacities_need_few_programs(folder: Path) -> None:
 
 
 def test_programs_that_were_not_used_for_long_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(programs_module, "MAX_PROGRAMS", 2)
     with programs.executor(generated(folder, "llama", "Q8_0")) as runner:
         first = runner.forward([Step([1], runner.new_kv(1))])[0]
         for capacity in (100, 200, 400):

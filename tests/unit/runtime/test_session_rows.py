@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cpu_kernels.reference.kv_codes import unpacked_keys, unpacked_values
 from offload.kv_session_folder import BlockFolder
 from runtime.engine import Engine
 from runtime.executor.program.kv import ProgramKV
@@ -52,10 +53,9 @@ def test_rows_move_between_caches_of_any_capacity(capacities: tuple[int, int]) -
             assert np.array_equal(unpacked(first, layer, unpack, second.length), theirs)
 
 
-def unpacked(kv: ProgramKV, layer: int, part: str, count: int) -> NDArray[np.uint16]:
-    layout, chunks = kv.layout.layers[layer], kv.layer_chunks(layer)
-    unpack = layout.unpack_keys if part == "keys" else layout.unpack_values
-    return unpack(chunks, count).view(np.uint16)
+def unpacked(kv: ProgramKV, layer: int, part: str, count: int) -> NDArray[np.uint32]:
+    unpack = unpacked_keys if part == "keys" else unpacked_values
+    return unpack(kv.layout.layers[layer], kv.layer_chunks(layer), count).view(np.uint32)
 
 
 def test_a_block_of_the_wrong_length_is_refused() -> None:

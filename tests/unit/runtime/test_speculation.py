@@ -6,6 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
+from cpu_kernels.reference.kv_codes import unpacked_keys, unpacked_values
 from offload.errors import RequestError
 from runtime.engine import Engine
 from runtime.generation import Generation, Request
@@ -179,8 +180,8 @@ def decoded(runner, prompt, draft):
 def rows_of(kv):
     """Keys and values of all layers, as far as they are filled."""
     for layer, layout in enumerate(kv.layout.layers):
-        yield layout.unpack_keys(kv.layer_chunks(layer), kv.length)
-        yield layout.unpack_values(kv.layer_chunks(layer), kv.length)
+        yield unpacked_keys(layout, kv.layer_chunks(layer), kv.length)
+        yield unpacked_values(layout, kv.layer_chunks(layer), kv.length)
 
 
 def test_drafts_need_a_loop_that_computes_several_tokens_as_each():

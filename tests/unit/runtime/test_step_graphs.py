@@ -11,10 +11,14 @@ from gpu_kernels.simulated import SimulatedDevice
 from gpu_kernels.simulated_stream import SimulatedStream
 from gpu_kernels.torch_kernels import TorchKernels
 from offload.gguf import GGUFFile
+from offload.kv_chunks import ChunkStore
+from offload.kv_spill import SpillFile
 from runtime.architectures import describe
+from runtime.executor import Step
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.executor.hybrid.recording import Recording
 from runtime.executor.hybrid.step_graphs import USES_BEFORE
+from runtime.executor.program.kv_tiers import KVTiers
 from tests.support import models
 from tests.support.hybrid import FAST_GPU, greedy, hybrid, model_of
 
@@ -120,6 +124,30 @@ def test_a_graph_that_fails_is_told_of_once_and_changes_nothing(
     np.testing.assert_array_equal(our_rows.view(np.uint32), rows.view(np.uint32))
     assert len(stream.captured) == 1
     assert [record.getMessage().count("piece by piece") for record in caplog.records] == [1]
+
+
+def test_steps_that_read_keys_and_values_from_flash_are_graphs_too(tmp_path: Path) -> None:
+    """What the first try has read is read again for the second."""
+    path, ids = models.write_model(tmp_path / "m.gguf", models.spec_of("llama"), "Q8_0"), models.prompt(length=1100)
+    rows, device = [], GraphDevice()
+    for gpu in (SimulatedDevice(FAST_GPU), device):
+        tiers = KVTiers(ChunkStore(SpillFile(tmp_path, 1 << 18)))
+        options = {"kernels": TorchKernels(), "context_tokens": 1200, "kv_tiers": tiers}
+        with GGUFFile.open(path) as file:
+            runner = HybridExecutor(describe(file), file, HybridPlacement.whole(model_of(path)), gpu, **options)
+            try:
+                kv = runner.new_kv(1200)
+                runner.forward([Step(ids, kv)])
+                for piece in range(2):
+                    kv.move_piece()
+                    kv.evict(piece)
+                rows.append([runner.forward([Step([token], kv)])[0] for token in ids[:8]])
+                assert tiers.store.cold_bytes > 0
+            finally:
+                runner.close()
+    assert device.stream_of_steps is not None
+    assert len(device.stream_of_steps.captured) == 1
+    np.testing.assert_array_equal(np.concatenate(rows[1]), np.concatenate(rows[0]))
 
 
 def test_what_was_never_done_cannot_be_captured() -> None:
