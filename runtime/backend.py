@@ -84,16 +84,7 @@ def hybrid_executor(
     executor = HybridExecutor(
         model,
         gguf,
-        HybridPlacement(
-            attention=split.attention,
-            feed_forward=split.feed_forward,
-            output=split.output,
-            resident=split.resident,
-            expert_slots=split.slots,
-            seeds=split.seeds(shape),
-            brought_slots=brought_slots(shape, plan.budget, split),
-            kv_tokens=split.kv_tokens,
-        ),
+        HybridPlacement.of(split, split.seeds(shape), brought_slots(shape, plan.budget, split)),
         device,
         threads=settings.threads,
         chunk_tokens=settings.prefill_chunk_tokens,

@@ -56,15 +56,7 @@ def splits(draw: st.DrawFn, shape: ModelShape) -> Split:
 def peak_bytes(path: Path, split: Split) -> int:
     """Of the GPU's memory, by a run with a full context, by many tokens and by one."""
     shape = shape_of(path)
-    placement = HybridPlacement(
-        attention=split.attention,
-        feed_forward=split.feed_forward,
-        output=split.output,
-        resident=split.resident,
-        expert_slots=split.slots,
-        seeds=split.seeds(shape),
-        brought_slots=brought_slots(shape, LARGE, split),
-    )
+    placement = HybridPlacement.of(split, split.seeds(shape), brought_slots(shape, LARGE, split))
     device = SimulatedDevice(FAST_GPU)
     with GGUFFile.open(path) as file:
         options = {"chunk_tokens": CHUNK, "context_tokens": kv_tokens(CONTEXT), "rates": BRINGING}

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offload.errors import FlashError
 from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from planner.budget import MIB, Budget
@@ -19,13 +18,11 @@ from planner.plan_check import check_runnable
 from planner.question import Wish
 from planner.solve import question_here, solve
 from runtime.engine import Engine
-from runtime.executor import Step
 from runtime.executor.hybrid import HybridPlacement
 from runtime.models import DEMO_MODEL
 from runtime.sampler import SamplingParams
 from tests.support import programs
 from tests.support.divergence import MAX_KL_OF_FLOATS, kl_divergences
-from tests.support.failing_reads import FailingReads
 from tests.support.hybrid import (
     BRINGING_FROM_FLASH,
     IDS,
@@ -33,6 +30,7 @@ from tests.support.hybrid import (
     continued,
     expected,
     hybrid,
+    logits_after_failed_reads,
     model_of,
     placements,
 )
@@ -113,17 +111,11 @@ def test_experts_on_flash_are_brought_where_that_pays(folder: Path) -> None:
     assert brought["fast"] > brought["slow"] == brought["none"]
 
 
-def test_a_read_of_the_cpus_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_of_the_cpus_that_fails(folder: Path) -> None:
     path = generated(folder, "mixtral")
     whole = programs.logits_of(path, IDS)
     with hybrid(path, placed(expert_slots=0, seeds=()), threads=2, stream_slots=6) as runner:
-        kv = runner.new_kv(64)
-        monkeypatch.setattr("offload.gguf_source.positional_read", FailingReads(1, 10**6))
-        with pytest.raises(FlashError):
-            runner.forward([Step(IDS, kv)])
-        assert kv.length == 0
-        monkeypatch.undo()
-        ours = runner.forward([Step(IDS, kv)], logits="all")[0]
+        ours = logits_after_failed_reads(runner, IDS)
     assert kl_divergences(whole, ours).max() <= MAX_KL_OF_FLOATS
 
 

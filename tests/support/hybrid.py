@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpu_kernels.isa import current
 from gpu_kernels.simulated import SimulatedDevice
+from offload.errors import FlashError
 from offload.expert_rates import ExpertRates
 from offload.gguf import GGUFFile
 from runtime.architectures import Model, describe
@@ -20,6 +22,7 @@ from runtime.executor.base import Executor
 from runtime.executor.hybrid import HybridExecutor, HybridPlacement
 from runtime.streamed import GGUFBundles, StreamedWeights
 from tests.support import models, programs
+from tests.support.failing_reads import FailingReads
 
 FAST_GPU = "sim:vram=2GiB,bw=10000GB/s,link=10000GB/s,tflops=1000,launch=0us,link_latency=0us"
 IDS = models.prompt(length=40)
@@ -47,6 +50,17 @@ def hybrid(
             yield runner
         finally:
             runner.close()
+
+
+def logits_after_failed_reads(runner: HybridExecutor, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Of every position, once the drive answers again; before, every read fails, and nothing is held of the pass."""
+    kv = runner.new_kv(64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offload.gguf_source.positional_read", FailingReads(1, 10**6))
+        with pytest.raises(FlashError):
+            runner.forward([Step(ids, kv)])
+    assert kv.length == 0
+    return runner.forward([Step(ids, kv)], logits="all")[0]
 
 
 def model_of(path: Path) -> Model:

@@ -88,6 +88,22 @@ def agree(kv: ProgramKV, found: NDArray[np.float32], wanted: NDArray[np.float32]
     return np.array_equal(found, wanted)
 
 
+def assert_grow_together(
+    executor: ProgramExecutor, tokens: int, expected: Sequence[NDArray[np.float32]]
+) -> list[ProgramKV]:
+    """Two sequences that grow in turn keep to RAM's limit; their logits are those behind `tokens` and one more."""
+    most = executor.kv_tiers.most_bytes or 0
+    caches = [executor.new_kv(tokens + 64) for _ in range(2)]
+    for first in range(0, tokens, 250):
+        for kv in caches:
+            logits = run(executor, kv, IDS[first : min(first + 250, tokens)])
+            assert taken_bytes(executor, kv) <= most
+    assert np.array_equal(logits, expected[0])
+    steps = executor.forward([Step([IDS[tokens]], kv) for kv in caches])
+    assert all(np.array_equal(row, expected[1]) for row in steps)
+    return caches
+
+
 def plain_logits(
     path: Path, tokens: int, more: int, placement: HybridPlacement | None = None
 ) -> list[NDArray[np.float32]]:

@@ -7,6 +7,7 @@ of a routed one), or the output head with its norm. What is not the GPU's is the
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from planner.hybrid_split import Split
 from runtime.architectures.base import Model
 
 SeedExpert = tuple[int, int]  # layer, expert
@@ -35,6 +36,20 @@ class HybridPlacement:
     ram_kv: frozenset[int] = frozenset()
     brought_slots: int = 0
     kv_tokens: int | None = None
+
+    @classmethod
+    def of(cls, split: Split, seeds: tuple[SeedExpert, ...], brought_slots: int) -> "HybridPlacement":
+        """What a plan splits."""
+        return cls(
+            attention=split.attention,
+            feed_forward=split.feed_forward,
+            output=split.output,
+            resident=split.resident,
+            expert_slots=split.slots,
+            seeds=seeds,
+            brought_slots=brought_slots,
+            kv_tokens=split.kv_tokens,
+        )
 
     @classmethod
     def whole(cls, model: Model) -> "HybridPlacement":

@@ -17,7 +17,7 @@ from runtime.executor import Step
 from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program.kv_tiers import KVTiers
 from tests.support import models, programs
-from tests.support.spilled import plain_logits, run, spilling, taken_bytes
+from tests.support.spilled import assert_grow_together, plain_logits, run, spilling
 
 TOKENS = 1500  # three pieces
 IDS = models.prompt(length=TOKENS + 8)
@@ -99,13 +99,5 @@ def test_a_prompt_reads_every_chunk_once_a_pass(path: Path) -> None:
 def test_sequences_move_to_flash_as_they_grow_and_logits_are_the_same(path: Path) -> None:
     expected = plain_logits(path, TOKENS, 2)
     with spilling(path, 3) as executor:
-        most = executor.kv_tiers.most_bytes or 0
-        caches = [executor.new_kv(TOKENS + 64) for _ in range(2)]
-        for first in range(0, TOKENS, 250):
-            for kv in caches:
-                logits = run(executor, kv, IDS[first : min(first + 250, TOKENS)])
-                assert taken_bytes(executor, kv) <= most
-        assert np.array_equal(logits, expected[0])
-        steps = executor.forward([Step([IDS[TOKENS]], kv) for kv in caches])
-        assert all(np.array_equal(row, expected[1]) for row in steps)
+        caches = assert_grow_together(executor, TOKENS, expected)
         assert all(any(chunk.memory is None for chunk in kv.chunks(0)) for kv in caches)

@@ -29,7 +29,7 @@ from runtime.executor.program import ProgramExecutor, ProgramKV
 from runtime.executor.program.kv_tiers import KVTiers
 from runtime.sampler import SamplingParams
 from tests.support import models, programs
-from tests.support.spilled import plain_logits, run, spilling, taken_bytes
+from tests.support.spilled import assert_grow_together, plain_logits, run, spilling
 
 TOKENS = 1500  # three pieces
 IDS = models.prompt(length=TOKENS + 80)
@@ -93,15 +93,7 @@ def test_any_chunks_and_any_experts_may_lie_on_flash(path: Path, kind: KVType, m
 def test_sequences_move_to_flash_as_they_grow(path: Path) -> None:
     expected = plain_logits(path, TOKENS, 2)
     with spilling(path, 3, slots=50) as executor:
-        most = executor.kv_tiers.most_bytes or 0
-        caches = [executor.new_kv(TOKENS + 64) for _ in range(2)]
-        for first in range(0, TOKENS, 250):
-            for kv in caches:
-                logits = run(executor, kv, IDS[first : min(first + 250, TOKENS)])
-                assert taken_bytes(executor, kv) <= most
-        assert np.array_equal(logits, expected[0])
-        steps = executor.forward([Step([IDS[TOKENS]], kv) for kv in caches])
-        assert all(np.array_equal(row, expected[1]) for row in steps)
+        assert_grow_together(executor, TOKENS, expected)
         assert executor.kv_tiers.cold_pieces >= 2
 
 
