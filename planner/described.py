@@ -169,8 +169,8 @@ def _notes(question: Question, found: _Answer) -> Iterator[str]:
     on_flash = any(option.tier is Tier.FLASH for option in chosen)
     on_gpu = any(option.device is Device.GPU for option in chosen)
     parts = [name for name, here in (("on flash", on_flash), ("on the GPU", on_gpu)) if here]
-    unexecuted = f"; this version does not execute parts {' and '.join(parts)} as planned yet" if parts else ""
-    yield f"for a described machine: planned and simulated, not run{unexecuted}"
+    otherwise = f"; a run would choose parts {' and '.join(parts)} by its own rules" if parts else ""
+    yield f"for a described machine: planned and simulated, not run{otherwise}"
 
 
 def _refusal(question: Question, machine: Machine, wanted: int, fitting: int | None) -> DoesNotFitError:
