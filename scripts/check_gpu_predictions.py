@@ -84,7 +84,7 @@ CASES = tuple(
         ("llama1b", "Q4_0", 16, "400MiB", OLD, 256, 2048),
         ("llama1b", "Q4_K_M", 16, "2GiB", LAPTOP, 1024, 2048),
         ("llama7b", "Q4_0", 6, "700MiB", LAPTOP, 512, 1024),
-        ("llama7b", "Q6_K", 6, "500MiB", DESKTOP, 300, 1024),
+        ("llama7b", "Q4_K_M", 6, "500MiB", DESKTOP, 300, 1024),
         ("olmoe", "Q4_0", 8, "700MiB", LAPTOP, 512, 1024),
         ("olmoe", "Q8_0", 8, "2GiB", DESKTOP, 256, 1024),
         ("olmoe", "Q4_K_M", 8, "1GiB", OLD, 128, 1024),
