@@ -59,11 +59,6 @@ class KVLayout:
         return -(-self.capacity_tokens // PIECE_TOKENS)
 
     @property
-    def value_tiles(self) -> int:
-        """Tiles of 32 dimensions that hold a value."""
-        return -(-self.value_length // TILE_DIMS)
-
-    @property
     def key_block_bytes(self) -> int:
         """Bytes of a head's block of keys."""
         return self.key_type.key_block_bytes(self.key_length)

@@ -18,12 +18,12 @@ from offload.kv_spill import SpillFile
 from runtime.architectures import describe
 from runtime.executor.hybrid import HybridExecutor
 from runtime.executor.program import ProgramKV
-from runtime.executor.program.kv_tiers import KVTiers, staging_bytes
+from runtime.executor.program.kv_tiers import KVTiers
 from tests.support.divergence import max_kl_divergence
 from tests.support.failing_device import FailingDevice
 from tests.support.hybrid import FAST_GPU
 from tests.support.models import FAMILIES, write_model
-from tests.support.spilled import IDS, SLOT_BYTES, TIGHT, TOKENS, plain_logits, run, running
+from tests.support.spilled import IDS, SLOT_BYTES, TIGHT, TOKENS, plain_logits, run, running, staging_bytes
 
 PIECES_IN_RAM = 2  # of every layer: the GPU has two of one layer beside
 CHUNK_TOKENS = 256

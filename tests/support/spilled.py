@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.flash import DEADLINE_S, ReadMode
-from offload.kv_chunks import ChunkStore
+from offload.kv_chunks import ChunkStore, staging_slots
 from offload.kv_spill import SpillFile
 from offload.store_files import FILES, Files
 from runtime.executor import Step
 from runtime.executor.hybrid import HybridPlacement
 from runtime.executor.hybrid.kv import HybridKV
 from runtime.executor.program import ProgramExecutor, ProgramKV
-from runtime.executor.program.kv_tiers import KVTiers, staging_bytes
+from runtime.executor.program.kv_tiers import KVTiers, chunk_bytes
+from runtime.executor.program.sequence_layout import SequenceLayout
 from tests.support import models, programs
 from tests.support.divergence import max_kl_divergence
 from tests.support.hybrid import hybrid
@@ -66,6 +67,12 @@ def running(
         return
     with hybrid(path, placement, kv_tiers=kv_tiers, chunk_tokens=256, context_tokens=TOKENS + 64) as executor:
         yield executor
+
+
+def staging_bytes(layout: SequenceLayout, whole: int) -> int:
+    """Bytes of the memory that chunks on flash are read to: see `staging_slots`."""
+    size = chunk_bytes(layout)
+    return staging_slots(len(layout.layers), size, whole) * size
 
 
 def taken_bytes(executor: ProgramExecutor, kv: ProgramKV) -> int:

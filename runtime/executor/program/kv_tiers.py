@@ -215,12 +215,6 @@ def no_memory(kv: "ProgramKV", error: MemoryError) -> SequenceError:
     )
 
 
-def staging_bytes(layout: "SequenceLayout", whole: int, part: int = 0) -> int:
-    """Bytes of the memory that chunks on flash are read to: see `staging_slots`."""
-    size = chunk_bytes(layout)
-    return staging_slots(len(layout.layers), size, whole, part) * size
-
-
 def chunk_bytes(layout: "SequenceLayout") -> int:
     """Bytes of the largest chunk."""
     return max(kept.chunk_bytes for kept in layout.layers)
